@@ -1,0 +1,23 @@
+"""The small model of a CPU from which heuristic knobs are derived."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """What a schedule may know of the machine.
+
+    vector_registers : architectural vector registers
+    vector_bits : width of one
+    dot : how four u8 x s8 products are accumulated: "avx512vnni" | "avxvnni" | "none"
+    """
+
+    name: str
+    dot: str
+    vector_bits: int
+    vector_registers: int
+    l1_bytes: int = 32 << 10
+    l2_bytes: int = 1 << 20
+    threads: int = 1

@@ -1,0 +1,86 @@
+"""The multiply-add at the heart of a convolution, per instruction set: how data and weights must lie, and the instruction.
+
+An instance offers `vector_elements` (weights per instruction), `pack` (last axes [16 channels, unit] -> as loaded), `load_weight`,
+`broadcast` (the data word of one pixel, in all lanes) and the call itself: acc + dot(data, weight) for 16 channels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm.tirx.script import builder as T
+
+from .cpu import Cpu
+from .vector import fma, intrinsic, load
+
+
+class Float32:
+    """One channel: fma of a broadcast float32 with 16 weights."""
+
+    vector_elements = 16
+
+    def pack(self, weight: np.ndarray) -> np.ndarray:
+        return weight
+
+    def load_weight(self, buffer, index):
+        return T.Bind(load(buffer, index))
+
+    def broadcast(self, buffer, index):
+        return T.Bind(T.broadcast(load(buffer, index, 1), 16))
+
+    def __call__(self, acc, data, weight):
+        return fma(data, weight, acc)
+
+
+class Avx512Vnni:
+    """Four channels: `vpdpbusd zmm`, exact in int32.
+
+    LLVM 22 types both multiplicands <64 x i8>; TVM's own intrinsic passes <16 x i32> and does not verify.
+    """
+
+    vector_elements = 64
+
+    def pack(self, weight: np.ndarray) -> np.ndarray:
+        return weight
+
+    def load_weight(self, buffer, index):
+        return T.Bind(load(buffer, index, 64))
+
+    def broadcast(self, buffer, index):
+        word = T.reinterpret("int32", load(buffer, index, 4))
+        return T.Bind(T.reinterpret("uint8x64", T.broadcast(word, 16)))
+
+    def __call__(self, acc, data, weight):
+        return intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, data, weight)
+
+
+class Avx512Pmaddwd:
+    """Four channels without VNNI, exact: even and odd bytes widened to int16, two `vpmaddwd zmm`.
+
+    `vpmaddubsw` would be one instruction less, but it saturates its int16 sums (2 x 255 x 127 > 32767).  Weights are stored widened.
+    """
+
+    vector_elements = 64
+
+    def pack(self, weight: np.ndarray) -> np.ndarray:
+        wide = weight.astype(np.int16).reshape(*weight.shape[:-2], 16, 2, 2)
+        return np.ascontiguousarray(np.moveaxis(wide, -1, -3))  # [..., even/odd, 16, 2]
+
+    def load_weight(self, buffer, index):
+        return T.Bind(load(buffer, index, 32)), T.Bind(load(buffer, index + 32, 32))
+
+    def broadcast(self, buffer, index):
+        word = T.reinterpret("int32", load(buffer, index, 4))
+        words = T.Bind(T.broadcast(word, 16))
+        even = T.reinterpret("int16x32", words & T.broadcast(T.int32(0x00FF00FF), 16))
+        odd = T.reinterpret("int16x32", T.shift_right(words, T.broadcast(T.int32(8), 16)) & T.broadcast(T.int32(0x00FF00FF), 16))
+        return T.Bind(even), T.Bind(odd)
+
+    def __call__(self, acc, data, weight):
+        for half_data, half_weight in zip(data, weight):
+            acc = acc + intrinsic("int32x16", "llvm.x86.avx512.pmaddw.d.512", half_data, half_weight)
+        return acc
+
+
+def for_cpu(cpu: Cpu):
+    """The u8 x s8 multiply-add of a CPU."""
+    return {"avx512vnni": Avx512Vnni, "avx512bw": Avx512Pmaddwd}[cpu.dot]()

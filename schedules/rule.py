@@ -1,0 +1,53 @@
+"""A rule turns the order for one kernel (`tvm_int8.specs`) into a scheduled PrimFunc.
+
+Rules are tried in the order of `schedules.registry.RULES`; `applies` says whether a rule can deliver, `build` delivers.  A PrimFunc's
+parameters are the spec's inputs, then the packed constants, then the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tvm_int8.specs import LANES, Kernel, Program, Spec
+
+from .cpu import Cpu
+
+
+@dataclass(frozen=True)
+class Constants:
+    """A spec's constants as the model has them.
+
+    weight : OIHW (IOHW when transposed), int8 or float32, or None
+    bias : [O], int32 for integer data (zero-point correction included), float32 otherwise, or None
+    channels : one float32 [C] per "channel" operand of the program, in order
+    """
+
+    weight: np.ndarray | None = None
+    bias: np.ndarray | None = None
+    channels: Sequence[np.ndarray] = field(default_factory=tuple)
+
+
+class Rule:
+    """Base of all rules."""
+
+    def applies(self, spec: Spec, cpu: Cpu) -> bool:
+        """Whether this rule can build `spec` for `cpu`."""
+        raise NotImplementedError
+
+    def build(self, spec: Spec, constants: Constants, cpu: Cpu, knobs: dict | None = None) -> Kernel:
+        """Deliver the kernel; without `knobs` they come from the CPU model."""
+        raise NotImplementedError
+
+
+def pad_channels(array: np.ndarray, block: int = LANES) -> np.ndarray:
+    """[C] -> [ceil(C / block) * block], zeros behind."""
+    return np.pad(array, (0, -len(array) % block))
+
+
+def channel_operands(program: Program, constants: Constants, block: int = LANES) -> list[np.ndarray]:
+    """The padded float32 arrays of the program's "channel" operands."""
+    assert len(constants.channels) == sum(operand.kind == "channel" for operand in program.operands)
+    return [pad_channels(np.asarray(c, np.float32), block) for c in constants.channels]

@@ -1,0 +1,223 @@
+"""The sixteen-lane vector vocabulary in which every kernel of this package is written, over TensorIR's builder.
+
+A kernel is an explicit TensorIR loop nest: Python loops unroll, `T.serial` and `T.parallel` loops stay.  Sixteen lanes
+are one zmm register; LLVM splits them in halves on CPUs with 256-bit registers.  Float steps mirror
+`tvm_int8.quantization.arithmetic` one to one, fused multiply-adds included, so results agree to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from tvm_int8.quantization import arithmetic
+from tvm_int8.specs import LANES, Output, Program
+
+
+class KernelBuilder:
+    """Collects the arguments of one PrimFunc and its body.
+
+    >>> with KernelBuilder("copy") as k:
+    ...     source, target = k.arguments(("source", (4, 16), "float32"), ("target", (4, 16), "float32"))
+    ...     with T.parallel(4) as i:
+    ...         store(target, i * 16, load(source, i * 16))
+    >>> k.func.attrs["tvm_int8.kernel"]
+    'copy'
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        self.func = None
+
+    def __enter__(self) -> "KernelBuilder":
+        self._builder = IRBuilder()
+        self._builder.__enter__()
+        self._frame = T.prim_func(s_tir=True)
+        self._frame.__enter__()
+        T.func_name(self.name)
+        T.func_attr({"tirx.noalias": True, "tvm_int8.kernel": self.name})
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self._frame.__exit__(kind, error, trace)
+        if kind is None:
+            self.func = self._builder.get()
+        self._builder.__exit__(kind, error, trace)
+
+    def arguments(self, *parameters: tuple) -> list:
+        """Declare all parameters, each (name, shape, dtype); returns their flat 1-D views, in order."""
+        buffers = [T.match_buffer(T.arg(name, T.handle()), tuple(map(int, shape)), dtype) for name, shape, dtype in parameters]
+        return [
+            T.decl_buffer((math.prod(map(int, shape)),), dtype, data=buffer.data)
+            for buffer, (_, shape, dtype) in zip(buffers, parameters)
+        ]
+
+
+@contextmanager
+def when(condition) -> Iterator[None]:
+    """A branch without an else; a Python bool decides while compiling (a False body is still emitted, unreachable)."""
+    with T.If(condition), T.Then():
+        yield
+
+
+def scratch(elements: int, dtype: str):
+    """A buffer in memory that lives as long as the kernel call (per thread when declared inside a parallel loop)."""
+    return T.alloc_buffer((elements,), dtype, scope="global")
+
+
+def registers(vectors: int, dtype: str):
+    """`vectors` x 16 lanes that LLVM keeps in registers as long as every index is a constant."""
+    return T.alloc_buffer((vectors * LANES,), dtype, scope="local")
+
+
+def load(buffer, index, lanes: int = LANES):
+    """Vector of `lanes` consecutive elements starting at flat `index`."""
+    return buffer.vload([index], f"{buffer.ty.dtype}x{lanes}" if lanes > 1 else buffer.ty.dtype)
+
+
+def store(buffer, index, value, lanes: int = LANES) -> None:
+    """Store `lanes` consecutive elements at flat `index`."""
+    T.buffer_store(buffer, value, [T.ramp(index, 1, lanes) if lanes > 1 else index])
+
+
+def const(value, dtype: str, lanes: int = LANES):
+    """A constant in all lanes."""
+    scalar = tirx.const(float(value) if dtype.startswith("float") else int(value), dtype)
+    return T.broadcast(scalar, lanes) if lanes > 1 else scalar
+
+
+def f32(value, lanes: int = LANES):
+    """A float32 constant in all lanes."""
+    return const(value, "float32", lanes)
+
+
+def intrinsic(dtype: str, name: str, *arguments):
+    """An LLVM intrinsic by name."""
+    return T.call_llvm_pure_intrin(dtype, name, *arguments)
+
+
+def convert(value, dtype: str, lanes: int = LANES):
+    """Element-wise conversion (zero/sign extension, int -> float, truncation)."""
+    return T.cast(value, f"{dtype}x{lanes}" if lanes > 1 else dtype)
+
+
+def fma(a, b, c, lanes: int = LANES):
+    """a * b + c with one rounding."""
+    return intrinsic(f"float32x{lanes}", "llvm.fma", a, b, c)
+
+
+def maximum(a, b):
+    """b when a is NaN, like `maxps`; ordinary maximum otherwise."""
+    return T.max(a, b)
+
+
+def minimum(a, b):
+    return T.min(a, b)
+
+
+def rint(a, lanes: int = LANES):
+    return intrinsic(f"float32x{lanes}", "llvm.rint", a)
+
+
+def to_int32(a, lanes: int = LANES):
+    """float32 -> int32, rounding half to even (`cvtps2dq`)."""
+    return intrinsic(f"int32x{lanes}", f"llvm.lrint.v{lanes}i32.v{lanes}f32", a)
+
+
+def _exp(x, lanes):
+    low, high = f32(arithmetic.EXP_LOW, lanes), f32(arithmetic.EXP_HIGH, lanes)
+    x = let(minimum(maximum(x, low), high))
+    n = let(rint(x * f32(arithmetic.LOG2_E, lanes), lanes))
+    r = let(fma(n, f32(-arithmetic.LN2_LOW, lanes), fma(n, f32(-arithmetic.LN2_HIGH, lanes), x, lanes), lanes))
+    p = f32(arithmetic.EXP_POLYNOMIAL[0], lanes)
+    for coefficient in arithmetic.EXP_POLYNOMIAL[1:]:
+        p = fma(p, r, f32(coefficient, lanes), lanes)
+    p = fma(p, r * r, r, lanes) + f32(1, lanes)
+    power = T.reinterpret(f"float32x{lanes}", (to_int32(n, lanes) + const(127, "int32", lanes)) << const(23, "int32", lanes))
+    return p * power
+
+
+def _sigmoid(x, lanes):
+    return f32(1, lanes) / (f32(1, lanes) + _exp(f32(0, lanes) - x, lanes))
+
+
+def _erf(x, lanes):
+    x = let(x)
+    magnitude = let(intrinsic(f"float32x{lanes}", "llvm.fabs", x))
+    t = let(f32(1, lanes) / fma(magnitude, f32(arithmetic.ERF_P, lanes), f32(1, lanes), lanes))
+    p = f32(arithmetic.ERF_POLYNOMIAL[0], lanes)
+    for coefficient in arithmetic.ERF_POLYNOMIAL[1:]:
+        p = fma(p, t, f32(coefficient, lanes), lanes)
+    value = let(fma(f32(0, lanes) - p * t, _exp(f32(0, lanes) - magnitude * magnitude, lanes), f32(1, lanes), lanes))
+    return T.Select(x < f32(0, lanes), f32(0, lanes) - value, value)
+
+
+def _unary(name):
+    return lambda a, lanes: intrinsic(f"float32x{lanes}", name, a)
+
+
+#: The vector form of each step of a program: same names as `arithmetic.STEPS`.
+STEPS = {
+    "add": lambda a, b, lanes: a + b,
+    "sub": lambda a, b, lanes: a - b,
+    "mul": lambda a, b, lanes: a * b,
+    "div": lambda a, b, lanes: a / b,
+    "fma": fma,
+    "max": lambda a, b, lanes: maximum(a, b),
+    "min": lambda a, b, lanes: minimum(a, b),
+    "neg": lambda a, lanes: f32(0, lanes) - a,
+    "abs": _unary("llvm.fabs"),
+    "sqrt": _unary("llvm.sqrt"),
+    "round": _unary("llvm.rint"),
+    "floor": _unary("llvm.floor"),
+    "ceil": _unary("llvm.ceil"),
+    "exp": _exp,
+    "sigmoid": _sigmoid,
+    "tanh": lambda a, lanes: fma(f32(2, lanes), _sigmoid(a * f32(2, lanes), lanes), f32(-1, lanes), lanes),
+    "erf": _erf,
+    "prelu": lambda a, slope, lanes: T.Select(a < f32(0, lanes), a * slope, a),
+}
+
+
+def let(value):
+    """Bind a vector to a name, so that it is computed once however often it is used."""
+    return T.Bind(value)
+
+
+def real(value, dtype: str, zero_point: int = 0, lanes: int = LANES):
+    """What a program sees of a loaded vector: float32(q - zero_point) for integers, float32 as it is."""
+    if dtype == "float32":
+        return value
+    wide = value if dtype == "int32" else convert(value, "int32", lanes)
+    if zero_point:
+        wide = wide - const(zero_point, "int32", lanes)
+    return convert(wide, "float32", lanes)
+
+
+def run_program(program: Program, values, lanes: int = LANES):
+    """Emit a program's steps over vectors, one per operand; returns the vector of its last slot."""
+    slots = list(values)
+    for op, *arguments in program.steps:
+        taken = [slots[int(a[1:])] if isinstance(a, str) else f32(np.float32(a), lanes) for a in arguments]
+        slots.append(let(STEPS[op](*taken, lanes)))
+    return slots[-1]
+
+
+def finish(value, output: Output, lanes: int = LANES):
+    """Clamp, round and narrow a float32 vector to the output's dtype (`arithmetic.store`)."""
+    if output.low != -math.inf:
+        value = maximum(value, f32(np.float32(output.low), lanes))
+    if output.high != math.inf:
+        value = minimum(value, f32(np.float32(output.high), lanes))
+    if output.dtype == "float32":
+        return value
+    q = to_int32(value, lanes)
+    if output.zero_point:
+        q = q + const(output.zero_point, "int32", lanes)
+    return convert(q, output.dtype, lanes)

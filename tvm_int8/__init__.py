@@ -1,0 +1,76 @@
+"""INT8 compiler for convolutional networks on x86 CPUs, a plugin of Apache TVM.
+
+Everything public is reachable from here. The parts are imported on first use, so `import tvm_int8` itself only checks
+that the installed TVM is one that works.
+
+>>> import tvm_int8
+>>> module = tvm_int8.compile("net.onnx", calibration=inputs)           # doctest: +SKIP
+>>> module.export("net.so")                                             # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tvm_int8._environment import check_tvm, find_mapped_packages
+from tvm_int8._version import __version__
+from tvm_int8.errors import (
+    ArtifactError,
+    CalibrationError,
+    ConfigError,
+    ModelError,
+    TargetError,
+    TvmInt8Error,
+)
+
+check_tvm()
+find_mapped_packages()
+
+if TYPE_CHECKING:
+    from tvm_int8.api import calibrate, compile, load, quantize, tune
+    from tvm_int8.config import QuantizationConfig
+    from tvm_int8.quantization.calibration_table import CalibrationTable
+    from tvm_int8.runtime import CompiledModule
+
+_LAZY = {
+    "compile": "tvm_int8.api",
+    "load": "tvm_int8.api",
+    "calibrate": "tvm_int8.api",
+    "quantize": "tvm_int8.api",
+    "tune": "tvm_int8.api",
+    "CalibrationTable": "tvm_int8.quantization.calibration_table",
+    "QuantizationConfig": "tvm_int8.config",
+    "CompiledModule": "tvm_int8.runtime",
+}
+
+__all__ = [
+    "ArtifactError",
+    "CalibrationError",
+    "CalibrationTable",
+    "CompiledModule",
+    "ConfigError",
+    "ModelError",
+    "QuantizationConfig",
+    "TargetError",
+    "TvmInt8Error",
+    "__version__",
+    "calibrate",
+    "compile",
+    "load",
+    "quantize",
+    "tune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that defines a public name the first time the name is used (PEP 562)."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'tvm_int8' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,333 @@
+"""Import an ONNX graph into the canonical module, node by node, folding constants and shapes on the way.
+
+Every value is known either as a NumPy array or as a Relax variable of static shape (`onnx_values`). A node whose inputs are all
+arrays is evaluated at once, and so is anything that depends on shapes only, so what exporters write to compute a shape
+never reaches the graph. Other nodes are written by a handler of `onnx_registry`, by TVM's own converter, or from the function
+body ONNX defines for the operator, in this order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import tvm
+from tvm import relax
+
+from ..errors import ModelError, TvmInt8Error
+from . import (  # noqa: F401  (imported for the handlers they register)
+    onnx_activation,
+    onnx_arithmetic,
+    onnx_conv,
+    onnx_normalization,
+    onnx_pool,
+    onnx_quantize,
+    onnx_reduce,
+    onnx_resize,
+    onnx_shape,
+)
+from .emitter import Emitter, dtype_of, shape_of
+from .onnx_fallback import ONNX_ONLY_AT_RUN_TIME, convert_with_tvm, has_tvm_converter, onnx_function
+from .onnx_file import check_onnx, graph_inputs, onnx_dtype, opset_versions, read_onnx
+from .onnx_fold import evaluate
+from .onnx_registry import HANDLERS, Node
+from .onnx_signal import is_lifted_elementwise
+from .onnx_values import QuantizedConstant, Value
+
+
+def import_onnx(model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> tvm.IRModule:
+    """Import an ONNX model as the canonical float (or QDQ) module.
+
+    Parameters
+    ----------
+    model : path, bytes or onnx.ModelProto
+        The model.
+    input_shapes : mapping of input name to shape, optional
+        Values of symbolic dimensions.
+
+    Returns
+    -------
+    tvm.IRModule
+        One function ``main`` with attributes ``input_names``, ``output_names`` and ``layer_names``.
+
+    Raises
+    ------
+    ModelError
+        The model cannot be read, is not valid, or uses what this compiler does not support.
+    """
+    proto, where = read_onnx(model)
+    opsets = opset_versions(proto)
+    functions = {(function.domain, function.name): function for function in proto.functions}
+    _reject_unknown_ops(proto.graph.node, opsets, functions)
+    check_onnx(proto, where)
+    inputs = graph_inputs(proto, input_shapes, where)
+    return OnnxImporter(opsets, functions).run(proto.graph, inputs)
+
+
+def _reject_unknown_ops(nodes, opsets, functions) -> None:
+    for proto in nodes:
+        node = Node.decode(proto, opsets)
+        known = (
+            (node.domain, node.op_type) in HANDLERS
+            or (node.domain, node.op_type) in functions
+            or onnx.defs.has(node.op_type, domain=node.domain)
+            or has_tvm_converter(node)
+        )
+        if not known:
+            raise unknown_op(node)
+
+
+def unknown_op(node: Node) -> ModelError:
+    """The error for an operator nothing here can import."""
+    return ModelError(
+        f"node '{node.label}'",
+        f"operator {node.op_type} of domain '{node.domain or 'ai.onnx'}' (opset {node.opset}) is not supported",
+        "operators of a convolutional network",
+        "remove it from the exported model (pre- and postprocessing usually can run outside)",
+    )
+
+
+class OnnxImporter:
+    """The state of one import; handlers call its methods to read values and to emit Relax.
+
+    Parameters
+    ----------
+    opsets : dict of str to int
+        Operator set version by domain.
+    functions : dict of (domain, name) to onnx.FunctionProto
+        The model's own functions.
+    """
+
+    def __init__(self, opsets: dict[str, int], functions: dict[tuple[str, str], onnx.FunctionProto]):
+        self.emitter = Emitter()
+        self.opsets = opsets
+        self.functions = functions
+        self.lifted: dict[relax.Var, relax.Var] = {}
+        self.integers: set[relax.Var] = set()
+
+    def run(self, graph: onnx.GraphProto, inputs: Mapping[str, tuple[tuple[int, ...], str]]) -> tvm.IRModule:
+        """Import `graph` with the given input shapes and dtypes."""
+        env: dict[str, Value] = {}
+        for name, (shape, dtype) in inputs.items():
+            env[name] = self.emitter.parameter(name, shape, dtype)
+        parameters = list(env.values())
+        self._read_weights(graph, env)
+        self.import_nodes(graph.node, [value.name for value in graph.output], env, self.opsets)
+        outputs = []
+        for value in graph.output:
+            if value.name not in env:
+                raise ModelError(f"output '{value.name}'", "no node computes it", "", "export the model again")
+            outputs.append(self.float_expr(env[value.name]))
+        return self.emitter.finish(parameters, outputs, inputs, [value.name for value in graph.output])
+
+    def _read_weights(self, graph: onnx.GraphProto, env: dict[str, Value]) -> None:
+        for tensor in graph.initializer:
+            env[tensor.name] = read_tensor(tensor, f"weight '{tensor.name}'")
+        for sparse in graph.sparse_initializer:
+            raise ModelError(f"weight '{sparse.values.name}'", "is sparse", "dense weights", "export it densely")
+
+    def import_nodes(self, protos, wanted: Sequence[str], env: dict[str, Value], opsets, prefix: str = "") -> None:
+        """Import the nodes that the `wanted` names depend on, in order, into `env`."""
+        for proto in _needed(protos, wanted):
+            node = Node.decode(proto, opsets, prefix)
+            inputs = []
+            for name in node.inputs:
+                if name and name not in env:
+                    raise node.error(f"input '{name}' is not defined before it is used", "a sorted graph")
+                inputs.append(env[name] if name else None)
+            results = self._import_node(node, inputs, env)
+            for name, value in zip(node.outputs, results, strict=False):
+                env[name] = value
+            missing = [name for name in node.outputs[len(results) :] if name]
+            if missing and self._is_used(missing, protos, wanted):
+                raise node.error(f"output '{missing[0]}' is used", "only the first output to be used")
+
+    @staticmethod
+    def _is_used(names, protos, wanted) -> bool:
+        return any(name in wanted or any(name in proto.input for proto in protos) for name in names)
+
+    def _import_node(self, node: Node, inputs: list[Value | None], env) -> list[Value]:
+        self.emitter.layer = node.label
+        try:
+            return self._dispatch(node, inputs, env)
+        except TvmInt8Error:
+            raise
+        except Exception as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = (lines[-1] if lines else type(error).__name__)[:200]
+            raise node.error(f"cannot be imported ({reason})", "", "check the model with ONNX Runtime") from error
+
+    def _dispatch(self, node: Node, inputs, env) -> list[Value]:
+        key = (node.domain, node.op_type)
+        if key in self.functions:
+            return self._call_function(node, self.functions[key], inputs)
+        if node.op_type == "If" and not node.domain:
+            return self._take_branch(node, inputs, env)
+        folded = evaluate(node, inputs)
+        if folded is not None:
+            return folded
+        if key in HANDLERS:
+            return _as_list(self._handle(node, inputs))
+        if node.op_type in ONNX_ONLY_AT_RUN_TIME:
+            raise node.error("computes a result whose shape depends on the data", "static shapes", "leave it out")
+        if has_tvm_converter(node):
+            return convert_with_tvm(self, node, inputs)
+        function = onnx_function(self, node, inputs)
+        if function is None:
+            raise unknown_op(node)
+        return self._call_function(node, function, inputs)
+
+    def _handle(self, node: Node, inputs):
+        handler = HANDLERS[node.domain, node.op_type]
+        if is_lifted_elementwise(self, node, inputs):
+            return self.lift_elementwise(node, inputs, handler)
+        return handler(self, node, *inputs)
+
+    def lift_elementwise(self, node: Node, inputs, handler) -> relax.Var:
+        """Apply an element-wise operator of a 1-D network to the [N, C, 1, W] form of its operands."""
+        lifted = [self.lift(value) for value in inputs]
+        return self.lower_to_signal(handler(self, node, *lifted))
+
+    def lift(self, value: Value | None) -> Value | None:
+        """The [N, C, 1, W] form of a [N, C, W] value; constants keep broadcasting the same way."""
+        if value is None:
+            return None
+        if isinstance(value, np.ndarray):
+            shape = value.shape
+            return value if value.ndim < 2 else value.reshape((*shape[:-1], 1, shape[-1]))
+        known = self.lifted.get(value)
+        if known is None:
+            batch, channels, width = self.shape(value)
+            known = self.emit(relax.op.reshape(value, (batch, channels, 1, width)), "lifted")
+        return known
+
+    def lower_to_signal(self, value: relax.Var) -> relax.Var:
+        """The [N, C, W] form of a [N, C, 1, W] value, which is remembered for what follows."""
+        batch, channels, _, width = self.shape(value)
+        signal = self.emit(relax.op.reshape(value, (batch, channels, width)), "signal")
+        self.lifted[signal] = value
+        return signal
+
+    def _call_function(self, node: Node, function: onnx.FunctionProto, inputs) -> list[Value]:
+        env = dict(zip(function.input, inputs, strict=False))
+        env.update(dict.fromkeys(function.input[len(inputs) :]))
+        opsets = {**self.opsets, **{("" if e.domain == "ai.onnx" else e.domain): e.version for e in function.opset_import}}
+        body = [_bind_attributes(proto, node, function) for proto in function.node]
+        for attribute in body:
+            attribute.input[:] = ["" if name in env and env[name] is None else name for name in attribute.input]
+        self.import_nodes(body, list(function.output), env, opsets, f"{node.label}/")
+        return [env[name] for name in function.output]
+
+    def _take_branch(self, node: Node, inputs, env) -> list[Value]:
+        condition = bool(self.static(node, inputs[0], "condition"))
+        branch = node.get("then_branch" if condition else "else_branch")
+        inner = dict(env)
+        self._read_weights(branch, inner)
+        names = [value.name for value in branch.output]
+        self.import_nodes(branch.node, names, inner, self.opsets, f"{node.label}/")
+        return [inner[name] for name in names]
+
+    # What handlers use.
+
+    def emit(self, expr: relax.Expr, suffix: str = "") -> relax.Var:
+        """Bind a Relax expression to a variable named after the current node."""
+        return self.emitter.emit(expr, suffix)
+
+    def expr(self, value: Value) -> relax.Expr:
+        """A Relax expression for `value`."""
+        if isinstance(value, QuantizedConstant):
+            const = self.emitter.constant
+            call = relax.op.dequantize(const(value.q), const(value.scale), const(value.zero_point), value.axis)
+            return self.emit(call, "weight")
+        return self.emitter.constant(value) if isinstance(value, np.ndarray) else value
+
+    def float_expr(self, value: Value) -> relax.Expr:
+        """A Relax expression of the dtype ONNX gives the value (results of integer convolutions become int32)."""
+        if isinstance(value, relax.Var) and value in self.integers:
+            return self.emit(relax.op.astype(relax.op.round(value), "int32"), "int32")
+        return self.expr(value)
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """Static shape of a value."""
+        return tuple(value.shape) if isinstance(value, np.ndarray | QuantizedConstant) else shape_of(value)
+
+    def dtype(self, value: Value) -> str:
+        """Element type of a value, after every floating type has become float32."""
+        if isinstance(value, QuantizedConstant):
+            return "float32"
+        if isinstance(value, np.ndarray):
+            return "float32" if value.dtype.kind == "f" or value.dtype.name == "bfloat16" else value.dtype.name
+        return "int32" if value in self.integers else dtype_of(value)
+
+    def static(self, node: Node, value: Value | None, role: str) -> np.ndarray | None:
+        """`value` as an array; ModelError when it is only known at run time."""
+        if isinstance(value, relax.Var):
+            raise node.error(
+                f"its {role} is computed from the data", "a value known before run time", "export with static shapes"
+            )
+        return value.dequantized() if isinstance(value, QuantizedConstant) else value
+
+
+def read_tensor(tensor: onnx.TensorProto, where: str) -> np.ndarray:
+    """A tensor's values; 4-bit integers come as int8 or uint8.
+
+    Raises
+    ------
+    ModelError
+        The dtype is not supported, or the bytes do not fit the shape.
+    """
+    dtype = onnx_dtype(tensor.data_type)
+    if dtype in ("string", "complex64", "complex128", "undefined", "unknown"):
+        raise ModelError(where, f"has dtype {dtype}", "a numeric dtype", "export the model without it")
+    try:
+        array = onnx.numpy_helper.to_array(tensor).reshape(tuple(tensor.dims))
+    except (ValueError, TypeError) as error:
+        raise ModelError(where, "its bytes do not fit its shape", f"{list(tensor.dims)}", "export it again") from error
+    if dtype in ("int4", "uint4", "int2", "uint2"):
+        return array.astype(np.int8 if dtype.startswith("int") else np.uint8)
+    return array
+
+
+def _as_list(result) -> list[Value]:
+    return list(result) if isinstance(result, list | tuple) else [result]
+
+
+def _needed(protos, wanted: Sequence[str]) -> list[onnx.NodeProto]:
+    """The nodes that `wanted` depends on, in their order."""
+    names, needed = set(wanted), []
+    for proto in reversed(protos):
+        if any(name in names for name in proto.output if name):
+            needed.append(proto)
+            names.update(name for name in proto.input if name)
+            names.update(_captured(proto))
+    return needed[::-1]
+
+
+def _captured(proto: onnx.NodeProto) -> set[str]:
+    """Names that a node's subgraphs may read from outside."""
+    names = set()
+    for attribute in proto.attribute:
+        for graph in [attribute.g, *attribute.graphs]:
+            names.update(value.name for value in graph.output)
+            for inner in graph.node:
+                names.update(inner.input)
+                names |= _captured(inner)
+    return names
+
+
+def _bind_attributes(proto: onnx.NodeProto, caller: Node, function: onnx.FunctionProto) -> onnx.NodeProto:
+    """A function's node with the attributes it takes from its caller filled in."""
+    bound = onnx.NodeProto()
+    bound.CopyFrom(proto)
+    given = {attribute.name: attribute for attribute in caller.proto.attribute}
+    given = {**{attribute.name: attribute for attribute in function.attribute_proto}, **given}
+    del bound.attribute[:]
+    for attribute in proto.attribute:
+        if not attribute.ref_attr_name:
+            bound.attribute.append(attribute)
+        elif attribute.ref_attr_name in given:
+            copy = bound.attribute.add()
+            copy.CopyFrom(given[attribute.ref_attr_name])
+            copy.name = attribute.name
+    return bound

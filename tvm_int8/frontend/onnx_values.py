@@ -1,0 +1,71 @@
+"""What an ONNX value is while a model is imported: a NumPy array, a quantised constant or a Relax variable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import relax
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedConstant:
+    """A constant that reaches the graph through DequantizeLinear: ``real = scale * (q - zero_point)``.
+
+    Kept in this form so that a weight stays the integers its author wrote.
+
+    Attributes
+    ----------
+    q : numpy.ndarray
+        int8 or uint8, any shape.
+    scale : numpy.ndarray
+        float32, scalar or [shape[axis]].
+    zero_point : numpy.ndarray
+        Of q's dtype, scalar or [shape[axis]].
+    axis : int
+        Channel axis, non-negative; meaningless for a scalar scale.
+    """
+
+    q: np.ndarray
+    scale: np.ndarray
+    zero_point: np.ndarray
+    axis: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the constant."""
+        return self.q.shape
+
+    @property
+    def is_per_channel(self) -> bool:
+        """Whether there is a scale per channel."""
+        return self.scale.ndim == 1
+
+    def dequantized(self) -> np.ndarray:
+        """The real values, float32."""
+        along = [1] * self.q.ndim
+        if self.is_per_channel:
+            along[self.axis] = -1
+        scale = self.scale.reshape(along) if self.is_per_channel else self.scale
+        zero = self.zero_point.astype(np.int32)
+        zero = zero.reshape(along) if self.zero_point.ndim == 1 else zero
+        return ((self.q.astype(np.int32) - zero).astype(np.float32) * scale).astype(np.float32)
+
+    def transposed(self, axes) -> QuantizedConstant:
+        """The constant with its axes permuted."""
+        axis = list(axes).index(self.axis) if self.is_per_channel else self.axis
+        return QuantizedConstant(np.ascontiguousarray(self.q.transpose(axes)), self.scale, self.zero_point, axis)
+
+    def reshaped(self, shape) -> QuantizedConstant | None:
+        """The constant with another shape, or None when its channels would not stay an axis of their own."""
+        q = self.q.reshape(shape)
+        if not self.is_per_channel:
+            return QuantizedConstant(q, self.scale, self.zero_point, self.axis)
+        before, channels = int(np.prod(self.q.shape[: self.axis])), self.q.shape[self.axis]
+        for axis, extent in enumerate(q.shape):
+            if extent == channels and int(np.prod(q.shape[:axis])) == before:
+                return QuantizedConstant(q, self.scale, self.zero_point, axis)
+        return None
+
+
+Value = np.ndarray | QuantizedConstant | relax.Var

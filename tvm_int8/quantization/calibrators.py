@@ -1,0 +1,98 @@
+"""Calibrators: each says which statistic of a tensor it wants observed and which range it makes of it.
+
+A new method is one decorated class; its name is then valid as ``QuantizationConfig(method=...)``:
+
+    @register_calibrator("moving_average")
+    class MovingAverageCalibrator(Calibrator): ...
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tvm_int8.errors import ConfigError
+from tvm_int8.quantization.observers import HistogramObserver, MinMaxObserver
+
+if TYPE_CHECKING:
+    from tvm_int8.config import QuantizationConfig
+
+_CALIBRATORS: dict[str, type[Calibrator]] = {}
+
+
+class Calibrator(ABC):
+    """Makes the range of one tensor from what was observed of it.
+
+    Attributes
+    ----------
+    name : str
+        The name it is registered under.
+    observer_class : type
+        The statistic it needs; one instance is made per tensor.
+    """
+
+    name: str
+    observer_class: type[MinMaxObserver] = MinMaxObserver
+
+    def __init__(self, config: QuantizationConfig):
+        self.config = config
+
+    @abstractmethod
+    def choose_range(self, observer: MinMaxObserver) -> tuple[float, float]:
+        """Return ``(low, high)`` in the tensor's own units, `low` not above `high`; zero need not lie between."""
+
+
+def register_calibrator(name: str) -> Callable[[type[Calibrator]], type[Calibrator]]:
+    """Register a calibrator under the name users select it by; a name can be taken once."""
+
+    def register(calibrator: type[Calibrator]) -> type[Calibrator]:
+        if name in _CALIBRATORS:
+            raise ValueError(f"calibrator {name!r} is already registered: {_CALIBRATORS[name].__qualname__}")
+        calibrator.name = name
+        _CALIBRATORS[name] = calibrator
+        return calibrator
+
+    return register
+
+
+def calibrator_names() -> tuple[str, ...]:
+    """Return the registered names, in the order of registration."""
+    return tuple(_CALIBRATORS)
+
+
+def make_calibrator(config: QuantizationConfig) -> Calibrator:
+    """Return the calibrator `config` names, reading its own options from there."""
+    if config.method not in _CALIBRATORS:
+        raise ConfigError(
+            where="option 'method'",
+            found=repr(config.method),
+            expected="one of " + ", ".join(map(repr, calibrator_names())),
+            action="choose one of them, or import the module that registers it",
+        )
+    return _CALIBRATORS[config.method](config)
+
+
+@register_calibrator("minmax")
+class MinMaxCalibrator(Calibrator):
+    """The observed extremes: nothing is clipped, one outlier costs everybody resolution."""
+
+    def choose_range(self, observer: MinMaxObserver) -> tuple[float, float]:
+        """Return the smallest and the largest value seen."""
+        return observer.low, observer.high
+
+
+@register_calibrator("percentile")
+class PercentileCalibrator(Calibrator):
+    """The central ``config.percentile`` per cent of all values, half of the rest clipped on either side.
+
+    The range of ONNX Runtime's asymmetric percentile calibration; the method is evaluated in Wu et al., *Integer
+    Quantization for Deep Learning Inference: Principles and Empirical Evaluation*, 2020 (arXiv:2004.09602).
+    """
+
+    observer_class = HistogramObserver
+
+    def choose_range(self, observer: HistogramObserver) -> tuple[float, float]:
+        """Return the two quantiles, each within one histogram bin."""
+        tail = (1.0 - self.config.percentile / 100.0) / 2.0
+        return observer.quantile(tail), observer.quantile(1.0 - tail)

@@ -1,0 +1,176 @@
+"""Statistics of one tensor, streamed batch by batch in memory that does not grow with the data.
+
+The histogram's bins lie on a grid: a bin is ``[i * width, (i + 1) * width)`` with an integer ``i`` and a power of two
+as ``width``. When a batch needs a wider range, the width doubles until the range fits into `MAX_BINS` bins again, and
+bins ``2i`` and ``2i + 1`` merge into bin ``i``. No bin is ever split, so counts stay exact, and the histogram of a data
+set does not depend on how it was cut into batches or in which order they came.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from tvm_int8.errors import CalibrationError
+
+MAX_BINS = 4096
+"""Bins of a histogram. Since the width is the smallest power of two that fits, more than half of them are in use."""
+
+_CHUNK = 1 << 16  # elements binned at a time: the temporaries stay in the L2 cache, and small beside the tensor
+_MIN_EXPONENT = -126  # of the bin width: its inverse is then still a normal float32
+_FLOAT32_BITS = 24  # bins narrower than the spacing of float32 at the largest value would separate nothing
+_FARTHEST_SHIFT = 40  # more doublings than this move every bin index (below 2**24) to 0 or -1 anyway
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of the values of one tensor; bin ``i`` is ``[(first + i) * width, (first + i + 1) * width)``."""
+
+    first: int
+    width: float
+    counts: tuple[int, ...]
+
+
+class MinMaxObserver:
+    """The smallest and the largest value of a tensor.
+
+    Parameters
+    ----------
+    name : str
+        The tensor's name, for error messages.
+
+    Attributes
+    ----------
+    low, high : float
+        Extremes of all values so far; inf and -inf before the first batch.
+    count, batches : int
+        Values and batches seen.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        self.low, self.high = math.inf, -math.inf
+        self.count = self.batches = 0
+
+    def update(self, values: np.ndarray, batch: int) -> None:
+        """Take in one batch of values.
+
+        Parameters
+        ----------
+        values : np.ndarray
+            Any shape, any real dtype; looked at as float32.
+        batch : int
+            The batch's index, for error messages.
+
+        Raises
+        ------
+        CalibrationError
+            When a value is NaN or infinite, or there is none; the statistics then stay as they were.
+        """
+        values = np.asarray(values)
+        with np.errstate(over="ignore"):
+            flat = values.astype(np.float32, copy=False).reshape(-1)
+        if flat.size == 0:
+            raise self._error(batch, f"no values (shape {values.shape})", "at least one")
+        low, high = float(flat.min()), float(flat.max())  # NaN and infinities come through min and max
+        if not (math.isfinite(low) and math.isfinite(high)):
+            nans, infinities = int(np.isnan(flat).sum()), int(np.isinf(flat).sum())
+            raise self._error(batch, f"{nans} NaN and {infinities} infinite of {flat.size} values", "finite values")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.count += flat.size
+        self.batches += 1
+        self._accumulate(flat)
+
+    def _accumulate(self, flat: np.ndarray) -> None:
+        """Take in what goes beyond minimum and maximum, which already cover `flat`."""
+
+    def _error(self, batch: int, found: str, expected: str) -> CalibrationError:
+        return CalibrationError(
+            where=f"calibration batch {batch}, tensor {self.name!r}",
+            found=found,
+            expected=expected,
+            action="check this batch's data, and that the float model computes finite values on it",
+        )
+
+
+class HistogramObserver(MinMaxObserver):
+    """Minimum, maximum and a histogram of at most `MAX_BINS` bins over them."""
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self._exponent: int | None = None  # the bin width is 2 ** exponent
+        self._first = 0  # grid index of the first bin
+        self._counts = np.zeros(MAX_BINS, np.int64)
+
+    def _accumulate(self, flat: np.ndarray) -> None:
+        self._cover_range()
+        inverse_width, first = np.float32(2.0**-self._exponent), np.float32(self._first)
+        for start in range(0, flat.size, _CHUNK):
+            # Exact in float32: the width is a power of two, and a grid index has at most 24 bits.
+            index = flat[start : start + _CHUNK] * inverse_width
+            np.floor(index, out=index)
+            index -= first
+            self._counts += np.bincount(index.astype(np.intp), minlength=MAX_BINS)
+
+    def _cover_range(self) -> None:
+        """Choose the bins for the present minimum and maximum and move the counts into them."""
+        exponent = _bin_exponent(self.low, self.high)
+        first = _grid_index(self.low, exponent)
+        if self._exponent is not None and (exponent, first) != (self._exponent, self._first):
+            doublings = min(exponent - self._exponent, _FARTHEST_SHIFT)
+            target = ((np.arange(MAX_BINS) + self._first) >> doublings) - first
+            merged = np.zeros_like(self._counts)
+            # Only empty bins and values that underflow at the new width can fall outside, the latter by one bin.
+            np.add.at(merged, target.clip(0, MAX_BINS - 1), self._counts)
+            self._counts = merged
+        self._exponent, self._first = exponent, first
+
+    def quantile(self, fraction: float) -> float:
+        """Approximate the value below which `fraction` of all values lie.
+
+        Parameters
+        ----------
+        fraction : float
+            0 gives the minimum, 1 the maximum.
+
+        Returns
+        -------
+        float
+            Less than one bin width away from the order statistic of rank ``floor(fraction * (count - 1))``, found by
+            linear interpolation inside its bin and never outside of the observed range.
+        """
+        if fraction <= 0.0:
+            return self.low
+        if fraction >= 1.0:
+            return self.high
+        rank = fraction * (self.count - 1)
+        cumulative = np.cumsum(self._counts)
+        index = int(np.searchsorted(cumulative, math.floor(rank), side="right"))
+        in_bin = int(self._counts[index])
+        before = int(cumulative[index]) - in_bin
+        position = (math.floor(rank) - before + 0.5) / in_bin
+        value = (self._first + index + position) * 2.0**self._exponent
+        return min(max(value, self.low), self.high)
+
+    def histogram(self) -> Histogram:
+        """Return the counts without the empty bins at the end."""
+        used = int(np.flatnonzero(self._counts)[-1]) + 1 if self.count else 0
+        return Histogram(self._first, 2.0 ** (self._exponent or 0), tuple(self._counts[:used].tolist()))
+
+
+def _grid_index(value: float, exponent: int) -> int:
+    """Return the bin of a value, computed exactly as for the data."""
+    return int(np.floor(np.float32(value) * np.float32(2.0**-exponent)))
+
+
+def _bin_exponent(low: float, high: float) -> int:
+    """Return the exponent of the smallest bin width with which ``[low, high]`` takes at most `MAX_BINS` bins."""
+    largest = max(abs(low), abs(high))
+    exponent = max(math.frexp(largest)[1] - _FLOAT32_BITS if largest else _MIN_EXPONENT, _MIN_EXPONENT)
+    if high > low:
+        exponent = max(exponent, math.frexp((high - low) / MAX_BINS)[1] - 1)
+    while _grid_index(high, exponent) - _grid_index(low, exponent) >= MAX_BINS:
+        exponent += 1
+    return exponent

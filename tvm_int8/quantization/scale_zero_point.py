@@ -1,0 +1,42 @@
+"""From the range of a tensor to the scale and zero point of its integers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def scale_zero_point(low: float, high: float, dtype: str = "uint8") -> tuple[np.float32, int]:
+    """Return the affine quantisation that maps a real range onto all values of an integer type.
+
+    ``scale = (high - low) / (qmax - qmin)`` and ``zero_point = round(qmin - low / scale)``, half to even, after the
+    range was widened to contain 0, so that padding and ReLU's zero are exact. This is ONNX's DynamicQuantizeLinear and
+    what ONNX Runtime's quantiser computes, in float64 until the scale is rounded once. A range too narrow for a normal
+    float32 scale, all zeros above all, gets scale 1 and zero point 0.
+
+    Parameters
+    ----------
+    low, high : float
+        The range, finite.
+    dtype : str
+        ``"uint8"`` or ``"int8"``.
+
+    Returns
+    -------
+    scale : np.float32
+        Positive.
+    zero_point : int
+        Within the integer type.
+
+    Examples
+    --------
+    >>> scale_zero_point(-1.0, 1.0)
+    (np.float32(0.007843138), 128)
+    >>> scale_zero_point(0.0, 0.0)
+    (np.float32(1.0), 0)
+    """
+    limits = np.iinfo(dtype)
+    real_low, real_high = min(float(np.float32(low)), 0.0), max(float(np.float32(high)), 0.0)
+    scale = (real_high - real_low) / (limits.max - limits.min)
+    if scale < float(np.finfo(np.float32).tiny):
+        return np.float32(1.0), 0
+    return np.float32(scale), int(np.rint(limits.min - real_low / scale))

@@ -1,0 +1,60 @@
+"""Weights as symmetric int8."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tvm_int8.errors import ModelError
+
+WEIGHT_MAX = 127
+"""Largest magnitude of a quantised weight. -128 stays unused, so that the range is symmetric and negation exact."""
+
+
+def quantize_weight(weight: np.ndarray, axis: int | None = 0, name: str = "weight") -> tuple[np.ndarray, np.ndarray]:
+    """Quantise a weight symmetrically, with one scale per output channel or one for the tensor.
+
+    ``scale = max|weight| / 127`` and ``q = clip(round(weight / scale), -127, 127)`` in float32, half to even, with zero
+    point 0 (Krishnamoorthi, *Quantizing deep convolutional networks for efficient inference: a whitepaper*, 2018,
+    arXiv:1806.08342).
+
+    Parameters
+    ----------
+    weight : np.ndarray
+        Real, any shape.
+    axis : int or None
+        The output channels' axis: 0 for OIHW, 1 for IOHW and for the K x M matrix of a dense layer. None: one scale.
+    name : str
+        The tensor's name, for error messages.
+
+    Returns
+    -------
+    quantized : np.ndarray
+        int8, `weight`'s shape, within [-127, 127].
+    scale : np.ndarray
+        float32 of shape ``[channels]``, or ``[]`` with ``axis=None``. A channel that is all zero, or too small for a
+        normal float32 scale, has scale 1 and quantises to zero.
+
+    Raises
+    ------
+    ModelError
+        When a weight is NaN or infinite.
+
+    Examples
+    --------
+    >>> quantized, scale = quantize_weight(np.array([[1.27, -0.5], [0.0, 0.0]]), axis=0)
+    >>> quantized.tolist(), scale.tolist()
+    ([[127, -50], [0, 0]], [0.009999999776482582, 1.0])
+    """
+    with np.errstate(over="ignore"):
+        weight = np.asarray(weight).astype(np.float32, copy=False)
+    if not np.isfinite(weight).all():
+        raise ModelError(f"weight {name!r}", "NaN or infinite values", "finite weights", "export the model again")
+    if axis is not None and not -weight.ndim <= axis < weight.ndim:
+        raise ValueError(f"weight {name!r}: axis {axis} is out of range for shape {weight.shape}")
+    others = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
+    largest = np.max(np.abs(weight), axis=others, keepdims=True, initial=0.0)
+    scale = largest / np.float32(WEIGHT_MAX)
+    degenerate = scale < np.finfo(np.float32).tiny
+    scale = np.where(degenerate, np.float32(1.0), scale).astype(np.float32)
+    quantized = np.clip(np.rint(weight / scale), -WEIGHT_MAX, WEIGHT_MAX)
+    return quantized.astype(np.int8), scale.reshape(() if axis is None else -1)

@@ -1,0 +1,203 @@
+"""What a kernel computes: the vocabulary in which passes order kernels and schedules deliver them.
+
+A `Program` is the float32 epilogue of a kernel (or all of it, for element-wise kernels): a straight line of steps over
+operands.  Slots are numbered, operands first; a step's arguments are slots ("%0") or numbers; the last step is the
+result.  `conv + residual + relu` reads
+
+    operands  %0 acc   %1 channel(scale)   %2 tensor(uint8, zero_point=3)
+    steps     %3 = mul %2 0.5       %4 = fma %0 %1 %3       %5 = max %4 0.0
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, replace
+
+LANES = 16  # channels in one block of the packed layout, int32/float32 lanes of one zmm register
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A 4-D activation: logical NCHW shape, dtype and channel block (0: plain NCHW, else NCHW{block}c)."""
+
+    shape: tuple[int, int, int, int]
+    dtype: str
+    block: int = LANES
+
+    @property
+    def channel_blocks(self) -> int:
+        return -(-self.shape[1] // self.block)
+
+    @property
+    def physical_shape(self) -> tuple[int, ...]:
+        if not self.block:
+            return self.shape
+        n, _, h, w = self.shape
+        return (n, self.channel_blocks, h, w, self.block)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One input of a program.
+
+    kind : "acc" (the kernel's own accumulator), "tensor" (same shape as the output), "channel" (float32 constant [C]),
+        "vector" (tensor [N, C, 1, 1], broadcast over pixels), "map" (tensor [N, 1, H, W], broadcast over channels).
+    dtype : what is in memory; an integer enters the program as float32(q - zero_point).
+    """
+
+    kind: str
+    dtype: str = "float32"
+    zero_point: int = 0
+
+
+@dataclass(frozen=True)
+class Program:
+    """Straight-line float32 code: operands, then steps (op, *arguments)."""
+
+    operands: tuple[Operand, ...]
+    steps: tuple[tuple, ...] = ()
+
+    @property
+    def result(self) -> str:
+        return f"%{len(self.operands) + len(self.steps) - 1}"
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a program's result is stored: clamped to [low, high], rounded when dtype is an integer, zero point added."""
+
+    dtype: str
+    zero_point: int = 0
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def clamps(self) -> bool:
+        return self.low != -math.inf or self.high != math.inf
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Base of all kernel orders; `layer` is the name reports use."""
+
+    layer: str
+    inputs: tuple[Tensor, ...]
+    result: Tensor
+    program: Program
+    output: Output
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": type(self).__name__, **_plain(self)}, sort_keys=True)
+
+    def with_layer(self, layer: str) -> "Spec":
+        return replace(self, layer=layer)
+
+
+def _plain(value):
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return value
+
+
+@dataclass(frozen=True)
+class Conv2d(Spec):
+    """conv2d of inputs[0] with a constant weight OIHW; transposed convolution when `transposed` (weight IOHW).
+
+    Accumulators are int32 for uint8 data and start from the int32 bias operand (zero-point correction included); they
+    are float32 for float32 data and start from the float32 bias.
+    """
+
+    kernel: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    pad_value: int = 0  # zero point of the data
+    transposed: bool = False
+
+    @property
+    def depthwise(self) -> bool:
+        return not self.transposed and self.groups > 1 and self.groups == self.inputs[0].shape[1] == self.result.shape[1]
+
+    @property
+    def macs(self) -> int:
+        n, c, h, w = self.inputs[0].shape if self.transposed else self.result.shape
+        other = (self.result if self.transposed else self.inputs[0]).shape[1]
+        return n * c * h * w * (other // self.groups) * self.kernel[0] * self.kernel[1]
+
+
+@dataclass(frozen=True)
+class Pool2d(Spec):
+    """mode "max" or "avg"; the accumulator is the window's maximum, or its sum, of q - zero_point, as float32.
+
+    For "avg" the program's operand 0 is sum / count with count the number of contributing elements (window elements
+    inside the tensor; also padding when `count_include_pad`).
+    """
+
+    mode: str = "max"
+    kernel: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    count_include_pad: bool = False
+    zero_point: int = 0
+
+
+@dataclass(frozen=True)
+class Elementwise(Spec):
+    """The program alone, over operands of kind tensor / channel / vector / map (no acc).
+
+    `inputs` lists the tensors in the order of the program's non-channel operands.  The output may have another block
+    than the inputs (block 0 -> 16 packs, 16 -> 0 unpacks, 0 -> 4 packs an image), so quantize, dequantize and layout
+    changes are Elementwise too.
+    """
+
+
+@dataclass(frozen=True)
+class ChannelGather(Spec):
+    """Output channel c is channel `source[c][1]` of inputs[source[c][0]]: concat, split, slice, shuffle, in one.
+
+    One multiplier and zero point per input (`scales`, `zero_points`): inputs already in the output's scale are copied as bytes,
+    others are stored as rint((q - zero_point) * scale) + output.zero_point.  The program is empty.
+    """
+
+    source: tuple[tuple[int, int], ...] = ()
+    scales: tuple[float, ...] = ()
+    zero_points: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Resize2d(Spec):
+    """method "nearest" or "linear"; source rows and columns are given by tables computed when compiling.
+
+    nearest: out[y, x] = in[rows[y][0], cols[x][0]].  linear: rows and cols hold (low, high, weight of high); the accumulator
+    is the bilinear blend of q - zero_point in float32 (rows first, then columns), entering the program as operand 0.
+    """
+
+    method: str = "nearest"
+    rows: tuple[tuple[int, int, float], ...] = ()
+    cols: tuple[tuple[int, int, float], ...] = ()
+    zero_point: int = 0
+
+
+@dataclass(frozen=True)
+class Window2d(Spec):
+    """Spatial slice and pad: out[y, x] = in[y * step_y + start_y, x * step_x + start_x], `pad_value` outside the input."""
+
+    start: tuple[int, int] = (0, 0)
+    step: tuple[int, int] = (1, 1)
+    pad_value: float = 0.0
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A delivered kernel: the scheduled PrimFunc, how to pack its constants, and what the report says about it."""
+
+    func: object
+    constants: tuple = ()
+    name: str = ""
+    knobs: dict = field(default_factory=dict)
+    origin: str = "heuristic"
