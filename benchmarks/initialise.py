@@ -17,7 +17,6 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 _FEW_SAMPLES = 64  # fewer per channel than this: the mean is still of use, a variance of its own is not
-import os;_BRANCH_GAIN=float(os.environ['BG'])
 # A deep random network with zero-mean inputs to its ReLUs is chaotic: every layer amplifies a perturbation (batch norm
 # at initialisation by 1.66 dB; Yang et al., "A Mean Field Theory of Batch Normalization", 2019), and rounding errors
 # drown the output of any quantiser. Means of this many standard deviations keep most of a channel in the linear part.
@@ -104,26 +103,25 @@ class _Sweep:
         return self._shift(node, shape)
 
     def _gain(self, node: onnx.NodeProto, shape: tuple[int, ...]) -> np.ndarray:
-        """Standard deviations of a normalised output; a residual branch adds little to what it is added to."""
-        scale = _BRANCH_GAIN if self._next_is(node.output[0], "Sum") else 1.0
-        return (scale * self.rng.uniform(0.5, 1.5, shape)).astype(np.float32)
+        """Standard deviation per channel of a normalised output."""
+        return (self._share(node) * self.rng.uniform(0.5, 1.5, shape)).astype(np.float32)
 
     def _shift(self, node: onnx.NodeProto, shape: tuple[int, ...]) -> np.ndarray:
-        """Means of a normalised output, positive in front of a ReLU (see `_RELU_MEAN`)."""
-        mean = _RELU_MEAN if self._next_is(node.output[0], "Relu") else 0.0
-        if self._next_is(node.output[0], "Sum"): 
-            import os
-            mean,std=float(os.environ['SM']),float(os.environ['SS'])
-            return self.rng.normal(mean, std, shape).astype(np.float32)
-        return self.rng.normal(mean, 0.5, shape).astype(np.float32)
+        """Mean per channel of a normalised output, positive in front of a ReLU (see `_RELU_MEAN`)."""
+        mean = _RELU_MEAN if self._next_is(node.output[0], "Relu", "Sum") else 0.0
+        return (self._share(node) * self.rng.normal(mean, 0.5, shape)).astype(np.float32)
+
+    def _share(self, node: onnx.NodeProto) -> float:
+        """Keep small what a residual branch adds, or the trunk would grow with every block."""
+        return 0.5 if self._next_is(node.output[0], "Sum") else 1.0
 
     def _he(self, shape: tuple[int, ...], fan_in: int) -> np.ndarray:
         weight = self.rng.standard_normal(shape, np.float32)
         weight *= np.float32(np.sqrt(2.0 / fan_in))
         return weight
 
-    def _next_is(self, name: str, op_type: str) -> bool:
-        return any(node.op_type == op_type for node, _ in self.consumers.get(name, []))
+    def _next_is(self, name: str, *op_types: str) -> bool:
+        return any(node.op_type in op_types for node, _ in self.consumers.get(name, []))
 
     def _visit(self, node: onnx.NodeProto, values: dict[str, list[np.ndarray]], count: int) -> list[np.ndarray]:
         """Set the node's statistics if it has any, and return its output for every image."""

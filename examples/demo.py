@@ -1,4 +1,6 @@
-"""What `make demo` runs (`python -m examples.demo`): two networks, quantised, compiled and timed on this CPU, in under four minutes.
+"""What `make demo` runs: two networks, quantised, compiled and timed on this CPU, in under four minutes.
+
+By hand: `python -m examples.demo`, from the checkout.
 
 1. A ResNet-8 that reads handwritten digits, trained on real data (`examples/digits`): accuracy before and after
    quantisation, speed, and the exported library loaded back and compared.

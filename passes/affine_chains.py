@@ -92,7 +92,7 @@ def find_chains(flow: Dataflow) -> list[Chain]:
             chain.links.append(binding)
             chain.has_batch_norm |= _is_batch_norm(binding)
         else:
-            axis = _axis_of(flow, source)
+            axis = _axis_of(flow, source, binding)
             affine = _read(flow, binding, axis)
             if affine is None:
                 continue
@@ -127,7 +127,10 @@ def _read(flow: Dataflow, binding: relax.VarBinding, axis: int) -> ChannelAffine
     return None if found is None else found[1]
 
 
-def _axis_of(flow: Dataflow, source: Expr) -> int:
+def _axis_of(flow: Dataflow, source: Expr, binding: relax.VarBinding) -> int:
+    """The channel axis of a chain that starts with this link."""
+    if _is_batch_norm(binding):
+        return int(flow.value(binding.value.tuple_value).attrs.axis) % len(shape_of(source))
     value = flow.value(source)
     return channel_axis(value) if is_linear_layer(value) else 1
 
@@ -227,14 +230,13 @@ class _Plan:
             if scale is not None:
                 result = relax.op.multiply(result, constant(scale, dtype))
             return result if shift is None else relax.op.add(result, constant(shift, dtype))
-        if var in self.weights:
-            value = with_weight(value, self.weights[var])
+        reweighted = with_weight(value, self.weights[var]) if var in self.weights else None
         if var in self.input_shifts:
             bias = self.input_shifts[var].reshape(bias_shapes(binding.value)[0])
-            return relax.op.add(value, constant(bias, dtype_of(var)))
+            return relax.op.add(reweighted or value, constant(bias, dtype_of(var)))
         if isinstance(value, relax.TupleGetItem) and value.index in (1, 2):
             return _statistics(new.value(value.tuple_value), value.index)
-        return value
+        return reweighted
 
 
 def _statistics(call: Expr, index: int) -> Expr | None:

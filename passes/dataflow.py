@@ -125,9 +125,9 @@ class Rebuilder:
 
     def __init__(self, function: relax.Function):
         self.function = function
-        self.old_bindings = _bindings(function)
+        self.old = Dataflow(function)
         self._params = set(function.params)
-        self._names = {var.name for var in (*function.params, *(binding.var for binding in self.old_bindings))}
+        self._names = {var.name for var in self.old.consumers}
         self._builder = relax.BlockBuilder()
         self._bindings: list[relax.VarBinding] = []
         self._values: dict[Var, Expr] = {}  # new variable -> its value
@@ -138,6 +138,10 @@ class Rebuilder:
     def value(self, expr: Expr) -> Expr:
         """What a variable of the new function is bound to; anything else is returned as it is."""
         return self._values.get(expr, expr) if isinstance(expr, Var) else expr
+
+    def read_once(self, var: Expr) -> bool:
+        """Whether a variable carried over from the old function has a single use there, and is not an output."""
+        return var in self.old.producer and self.old.only_consumer(var) is not None
 
     def emit(self, expr: Expr, name: str) -> Expr:
         """Append `name = expr` (made unique) and return the variable; calls nested in `expr` get their own bindings."""
@@ -188,6 +192,14 @@ class Rebuilder:
     def translate(self, expr: Expr) -> Expr:
         """An expression of the old function in terms of the new one."""
         return self._typed(substitute(expr, self._replaced))
+
+    def redirect(self, var: Var, expr: Expr) -> None:
+        """From here on, read `expr` (of the new function) wherever the old function reads `var`."""
+        self._replaced[var] = expr
+
+    def typed(self, expr: Expr) -> Expr:
+        """`expr` with its type inferred; its operands are leaves."""
+        return self._typed(expr)
 
     def _typed(self, expr: Expr) -> Expr:
         return expr if isinstance(expr, Var | GenericConst) else self._builder.normalize(expr)
@@ -273,7 +285,7 @@ def rebuild(mod: tvm.IRModule, rewrite: Rewrite) -> tvm.IRModule:
         With the same functions, attributes and global infos but for `main`.
     """
     new = Rebuilder(mod["main"])
-    for binding in new.old_bindings:
+    for binding in new.old.bindings:
         new.bind(binding, rewrite)
     out = mod.clone()
     out.update_func(mod.get_global_var("main"), new.finish())

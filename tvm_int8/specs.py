@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 
 LANES = 16  # channels in one block of the packed layout, int32/float32 lanes of one zmm register
 
@@ -90,9 +90,6 @@ class Spec:
     def to_json(self) -> str:
         return json.dumps({"kind": type(self).__name__, **_plain(self)}, sort_keys=True)
 
-    def with_layer(self, layer: str) -> "Spec":
-        return replace(self, layer=layer)
-
 
 def _plain(value):
     if hasattr(value, "__dataclass_fields__"):
@@ -100,6 +97,28 @@ def _plain(value):
     if isinstance(value, (tuple, list)):
         return [_plain(v) for v in value]
     return value
+
+
+def from_json(text: str) -> Spec:
+    """The spec that `Spec.to_json` wrote."""
+    values = json.loads(text)
+    kind = {cls.__name__: cls for cls in (Conv2d, Pool2d, Elementwise, ChannelGather, Resize2d, Window2d)}[values.pop("kind")]
+    known = {f.name for f in fields(kind)}
+    assert set(values) <= known
+    values["inputs"] = tuple(_tensor(t) for t in values["inputs"])
+    values["result"] = _tensor(values["result"])
+    program = values["program"]
+    values["program"] = Program(tuple(Operand(**o) for o in program["operands"]), tuple(tuple(s) for s in program["steps"]))
+    values["output"] = Output(**values["output"])
+    return kind(**{name: _tupled(value) for name, value in values.items()})
+
+
+def _tensor(values: dict) -> Tensor:
+    return Tensor(tuple(values["shape"]), values["dtype"], values["block"])
+
+
+def _tupled(value):
+    return tuple(_tupled(v) for v in value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,9 @@ def reject_unknown_names(given: Mapping[str, Sequence[int]], names: Sequence[str
     for name in given:
         if name not in names:
             known = ", ".join(f"'{known}'" for known in names)
-            raise ModelError(where, f"input_shapes names '{name}'", f"one of the model's inputs ({known})", "correct it")
+            raise ModelError(
+                where, f"input_shapes names '{name}'", f"one of the model's inputs ({known})", "correct it"
+            )
 
 
 def _static_shape(value: onnx.ValueInfoProto, given: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -200,10 +202,14 @@ def resolve_shape(name: str, declared: Sequence[int | str] | None, given: tuple[
                 label = f"dimension {axis}" + ("" if dim == "?" else f" ('{dim}')")
                 raise ModelError(where, f"{label} is symbolic", "static shapes", _how_to_give(name, _example(declared)))
         return tuple(int(dim) for dim in declared)
-    fits = len(given) == len(declared) and all(isinstance(d, str) or d == g for d, g in zip(declared, given, strict=True))
+    fits = len(given) == len(declared) and all(
+        isinstance(d, str) or d == g for d, g in zip(declared, given, strict=True)
+    )
     if not fits:
         shown = "[" + ", ".join(str(dim) for dim in declared) + "]"
-        raise ModelError(where, f"input_shapes gives {list(given)}", f"a shape that fits {shown}", "correct input_shapes")
+        raise ModelError(
+            where, f"input_shapes gives {list(given)}", f"a shape that fits {shown}", "correct input_shapes"
+        )
     return tuple(int(dim) for dim in given)
 
 
@@ -237,7 +243,9 @@ def _input_dtype(value: onnx.ValueInfoProto) -> str:
     where = f"input '{value.name}'"
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
-        raise ModelError(where, f"is a {(kind or 'value of unknown type').removesuffix('_type')}", "a tensor", "change it")
+        raise ModelError(
+            where, f"is a {(kind or 'value of unknown type').removesuffix('_type')}", "a tensor", "change it"
+        )
     return supported_dtype(onnx_dtype(value.type.tensor_type.elem_type), where)
 
 

@@ -1,6 +1,6 @@
 """Import an ONNX graph into the canonical module, node by node, folding constants and shapes on the way.
 
-Every value is known either as a NumPy array or as a Relax variable of static shape (`onnx_values`). A node whose inputs are all
+Every value is known either as a NumPy array or as a Relax variable of static shape (`values`). A node whose inputs are all
 arrays is evaluated at once, and so is anything that depends on shapes only, so what exporters write to compute a shape
 never reaches the graph. Other nodes are written by a handler of `onnx_registry`, by TVM's own converter, or from the function
 body ONNX defines for the operator, in this order.
@@ -27,13 +27,33 @@ from . import (  # noqa: F401  (imported for the handlers they register)
     onnx_resize,
     onnx_shape,
 )
-from .emitter import Emitter, dtype_of, shape_of
+from .context import ImportContext
 from .onnx_fallback import ONNX_ONLY_AT_RUN_TIME, convert_with_tvm, has_tvm_converter, onnx_function
 from .onnx_file import check_onnx, graph_inputs, onnx_dtype, opset_versions, read_onnx
-from .onnx_fold import evaluate
+from .onnx_fold import KEEPS_QUANTIZED, evaluate
 from .onnx_registry import HANDLERS, Node
-from .onnx_signal import is_lifted_elementwise
-from .onnx_values import QuantizedConstant, Value
+from .values import IntegerValued, QuantizedConstant, Value
+
+# In a network over 1-D signals these run on the [N, C, 1, W] form of their operands.
+_ELEMENTWISE = {
+    *(
+        "Relu",
+        "LeakyRelu",
+        "Elu",
+        "Selu",
+        "Celu",
+        "Sigmoid",
+        "Tanh",
+        "Clip",
+        "HardSigmoid",
+        "HardSwish",
+        "Softplus",
+        "Mish",
+    ),
+    *("Gelu", "Swish", "Abs", "Neg", "Exp", "Sqrt", "Erf", "Add", "Sub", "Mul", "Div", "Sum", "BatchNormalization"),
+}
+# Every other operator reads a constant that went through DequantizeLinear as the float constant it is.
+_TAKES_QUANTIZED_WEIGHTS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "Cast", *KEEPS_QUANTIZED}
 
 
 def import_onnx(model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> tvm.IRModule:
@@ -88,7 +108,7 @@ def unknown_op(node: Node) -> ModelError:
     )
 
 
-class OnnxImporter:
+class OnnxImporter(ImportContext):
     """The state of one import; handlers call its methods to read values and to emit Relax.
 
     Parameters
@@ -100,11 +120,9 @@ class OnnxImporter:
     """
 
     def __init__(self, opsets: dict[str, int], functions: dict[tuple[str, str], onnx.FunctionProto]):
-        self.emitter = Emitter()
+        super().__init__()
         self.opsets = opsets
         self.functions = functions
-        self.lifted: dict[relax.Var, relax.Var] = {}
-        self.integers: set[relax.Var] = set()
 
     def run(self, graph: onnx.GraphProto, inputs: Mapping[str, tuple[tuple[int, ...], str]]) -> tvm.IRModule:
         """Import `graph` with the given input shapes and dtypes."""
@@ -118,7 +136,7 @@ class OnnxImporter:
         for value in graph.output:
             if value.name not in env:
                 raise ModelError(f"output '{value.name}'", "no node computes it", "", "export the model again")
-            outputs.append(self.float_expr(env[value.name]))
+            outputs.append(self.expr(env[value.name]))
         return self.emitter.finish(parameters, outputs, inputs, [value.name for value in graph.output])
 
     def _read_weights(self, graph: onnx.GraphProto, env: dict[str, Value]) -> None:
@@ -167,6 +185,8 @@ class OnnxImporter:
         folded = evaluate(node, inputs)
         if folded is not None:
             return folded
+        if node.op_type not in _TAKES_QUANTIZED_WEIGHTS:
+            inputs = [value.dequantized() if isinstance(value, QuantizedConstant) else value for value in inputs]
         if key in HANDLERS:
             return _as_list(self._handle(node, inputs))
         if node.op_type in ONNX_ONLY_AT_RUN_TIME:
@@ -180,39 +200,17 @@ class OnnxImporter:
 
     def _handle(self, node: Node, inputs):
         handler = HANDLERS[node.domain, node.op_type]
-        if is_lifted_elementwise(self, node, inputs):
-            return self.lift_elementwise(node, inputs, handler)
+        if node.op_type in _ELEMENTWISE and not node.domain and self.can_lift(inputs):
+            return self.lower_to_signal(handler(self, node, *[self.lift(value) for value in inputs]))
         return handler(self, node, *inputs)
-
-    def lift_elementwise(self, node: Node, inputs, handler) -> relax.Var:
-        """Apply an element-wise operator of a 1-D network to the [N, C, 1, W] form of its operands."""
-        lifted = [self.lift(value) for value in inputs]
-        return self.lower_to_signal(handler(self, node, *lifted))
-
-    def lift(self, value: Value | None) -> Value | None:
-        """The [N, C, 1, W] form of a [N, C, W] value; constants keep broadcasting the same way."""
-        if value is None:
-            return None
-        if isinstance(value, np.ndarray):
-            shape = value.shape
-            return value if value.ndim < 2 else value.reshape((*shape[:-1], 1, shape[-1]))
-        known = self.lifted.get(value)
-        if known is None:
-            batch, channels, width = self.shape(value)
-            known = self.emit(relax.op.reshape(value, (batch, channels, 1, width)), "lifted")
-        return known
-
-    def lower_to_signal(self, value: relax.Var) -> relax.Var:
-        """The [N, C, W] form of a [N, C, 1, W] value, which is remembered for what follows."""
-        batch, channels, _, width = self.shape(value)
-        signal = self.emit(relax.op.reshape(value, (batch, channels, width)), "signal")
-        self.lifted[signal] = value
-        return signal
 
     def _call_function(self, node: Node, function: onnx.FunctionProto, inputs) -> list[Value]:
         env = dict(zip(function.input, inputs, strict=False))
         env.update(dict.fromkeys(function.input[len(inputs) :]))
-        opsets = {**self.opsets, **{("" if e.domain == "ai.onnx" else e.domain): e.version for e in function.opset_import}}
+        opsets = {
+            **self.opsets,
+            **{("" if e.domain == "ai.onnx" else e.domain): e.version for e in function.opset_import},
+        }
         body = [_bind_attributes(proto, node, function) for proto in function.node]
         for attribute in body:
             attribute.input[:] = ["" if name in env and env[name] is None else name for name in attribute.input]
@@ -228,41 +226,9 @@ class OnnxImporter:
         self.import_nodes(branch.node, names, inner, self.opsets, f"{node.label}/")
         return [inner[name] for name in names]
 
-    # What handlers use.
-
-    def emit(self, expr: relax.Expr, suffix: str = "") -> relax.Var:
-        """Bind a Relax expression to a variable named after the current node."""
-        return self.emitter.emit(expr, suffix)
-
-    def expr(self, value: Value) -> relax.Expr:
-        """A Relax expression for `value`."""
-        if isinstance(value, QuantizedConstant):
-            const = self.emitter.constant
-            call = relax.op.dequantize(const(value.q), const(value.scale), const(value.zero_point), value.axis)
-            return self.emit(call, "weight")
-        return self.emitter.constant(value) if isinstance(value, np.ndarray) else value
-
-    def float_expr(self, value: Value) -> relax.Expr:
-        """A Relax expression of the dtype ONNX gives the value (results of integer convolutions become int32)."""
-        if isinstance(value, relax.Var) and value in self.integers:
-            return self.emit(relax.op.astype(relax.op.round(value), "int32"), "int32")
-        return self.expr(value)
-
-    def shape(self, value: Value) -> tuple[int, ...]:
-        """Static shape of a value."""
-        return tuple(value.shape) if isinstance(value, np.ndarray | QuantizedConstant) else shape_of(value)
-
-    def dtype(self, value: Value) -> str:
-        """Element type of a value, after every floating type has become float32."""
-        if isinstance(value, QuantizedConstant):
-            return "float32"
-        if isinstance(value, np.ndarray):
-            return "float32" if value.dtype.kind == "f" or value.dtype.name == "bfloat16" else value.dtype.name
-        return "int32" if value in self.integers else dtype_of(value)
-
     def static(self, node: Node, value: Value | None, role: str) -> np.ndarray | None:
         """`value` as an array; ModelError when it is only known at run time."""
-        if isinstance(value, relax.Var):
+        if isinstance(value, relax.Var | IntegerValued):
             raise node.error(
                 f"its {role} is computed from the data", "a value known before run time", "export with static shapes"
             )

@@ -12,7 +12,7 @@ from tvm_int8.config import QuantizationConfig
 from tvm_int8.errors import CalibrationError
 from tvm_int8.quantization.calibration_table import CalibrationTable, TensorRange
 from tvm_int8.quantization.calibrators import Calibrator, make_calibrator
-from tvm_int8.quantization.observers import HistogramObserver, MinMaxObserver
+from tvm_int8.quantization.observers import MinMaxObserver
 
 Run = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
 
@@ -83,5 +83,5 @@ def _observe(tensors: Mapping[str, np.ndarray], observers: Mapping[str, MinMaxOb
 
 def _range(calibrator: Calibrator, observer: MinMaxObserver, keep_histograms: bool) -> TensorRange:
     low, high = calibrator.choose_range(observer)
-    keep = keep_histograms and isinstance(observer, HistogramObserver)
-    return TensorRange(low, high, calibrator.name, observer.batches, observer.histogram() if keep else None)
+    histogram = observer.histogram() if keep_histograms else None
+    return TensorRange(low, high, calibrator.name, observer.batches, histogram)

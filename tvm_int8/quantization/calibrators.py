@@ -3,14 +3,14 @@
 A new method is one decorated class; its name is then valid as ``QuantizationConfig(method=...)``:
 
     @register_calibrator("moving_average")
-    class MovingAverageCalibrator(Calibrator): ...
+    class MovingAverageCalibrator(Calibrator[MovingAverageObserver]): ...
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from tvm_int8.errors import ConfigError
 from tvm_int8.quantization.observers import HistogramObserver, MinMaxObserver
@@ -18,10 +18,11 @@ from tvm_int8.quantization.observers import HistogramObserver, MinMaxObserver
 if TYPE_CHECKING:
     from tvm_int8.config import QuantizationConfig
 
+ObserverT = TypeVar("ObserverT", bound=MinMaxObserver)
 _CALIBRATORS: dict[str, type[Calibrator]] = {}
 
 
-class Calibrator(ABC):
+class Calibrator(ABC, Generic[ObserverT]):
     """Makes the range of one tensor from what was observed of it.
 
     Attributes
@@ -33,13 +34,13 @@ class Calibrator(ABC):
     """
 
     name: str
-    observer_class: type[MinMaxObserver] = MinMaxObserver
+    observer_class: type[ObserverT]
 
     def __init__(self, config: QuantizationConfig):
         self.config = config
 
     @abstractmethod
-    def choose_range(self, observer: MinMaxObserver) -> tuple[float, float]:
+    def choose_range(self, observer: ObserverT) -> tuple[float, float]:
         """Return ``(low, high)`` in the tensor's own units, `low` not above `high`; zero need not lie between."""
 
 
@@ -74,8 +75,10 @@ def make_calibrator(config: QuantizationConfig) -> Calibrator:
 
 
 @register_calibrator("minmax")
-class MinMaxCalibrator(Calibrator):
+class MinMaxCalibrator(Calibrator[MinMaxObserver]):
     """The observed extremes: nothing is clipped, one outlier costs everybody resolution."""
+
+    observer_class = MinMaxObserver
 
     def choose_range(self, observer: MinMaxObserver) -> tuple[float, float]:
         """Return the smallest and the largest value seen."""
@@ -83,7 +86,7 @@ class MinMaxCalibrator(Calibrator):
 
 
 @register_calibrator("percentile")
-class PercentileCalibrator(Calibrator):
+class PercentileCalibrator(Calibrator[HistogramObserver]):
     """The central ``config.percentile`` per cent of all values, half of the rest clipped on either side.
 
     The range of ONNX Runtime's asymmetric percentile calibration; the method is evaluated in Wu et al., *Integer

@@ -129,14 +129,14 @@ def _load(path: str, names: list[str]) -> Any:
         raise CalibrationError(where, "a path", "one that ends in .npy or .npz", "pass such a file, or the arrays")
     try:
         if path.endswith(".npy"):
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        with np.load(path, allow_pickle=False) as archive:
+            return np.lib.format.open_memmap(path, mode="r")
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             if all(name in archive.files for name in names):
                 return {name: archive[name] for name in names}
             if len(names) == len(archive.files) == 1:
                 return archive[archive.files[0]]
             found = f"arrays {archive.files}"
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise CalibrationError(where, f"cannot be read ({error})", "a NumPy file", "check the path") from error
     raise CalibrationError(where, found, f"arrays named like the inputs: {names}", "save it with these names")
 
@@ -190,7 +190,7 @@ def _convert(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
         expected = f"{dtype} or a type that converts to it without loss"
         raise CalibrationError(where, f"dtype {array.dtype}", expected, "convert it explicitly")
     with np.errstate(over="ignore"):
-        converted = np.asarray(array, dtype=dtype, order="C")
+        converted = np.require(array, dtype, ["C", "W", "E"])  # a memory-mapped file is read-only: copied
     if dtype.kind == "f":
         bad = converted.size - np.count_nonzero(np.isfinite(converted))
         if bad:

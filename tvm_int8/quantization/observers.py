@@ -19,7 +19,7 @@ MAX_BINS = 4096
 """Bins of a histogram. Since the width is the smallest power of two that fits, more than half of them are in use."""
 
 _CHUNK = 1 << 16  # elements binned at a time: the temporaries stay in the L2 cache, and small beside the tensor
-_MIN_EXPONENT = -126  # of the bin width: its inverse is then still a normal float32
+_MIN_EXPONENT = -126  # of the bin width: float32's smallest normal number, whose inverse does not overflow
 _FLOAT32_BITS = 24  # bins narrower than the spacing of float32 at the largest value would separate nothing
 _FARTHEST_SHIFT = 40  # more doublings than this move every bin index (below 2**24) to 0 or -1 anyway
 
@@ -83,6 +83,10 @@ class MinMaxObserver:
         self.batches += 1
         self._accumulate(flat)
 
+    def histogram(self) -> Histogram | None:
+        """Return the distribution of the values, where it was observed."""
+        return None
+
     def _accumulate(self, flat: np.ndarray) -> None:
         """Take in what goes beyond minimum and maximum, which already cover `flat`."""
 
@@ -100,7 +104,7 @@ class HistogramObserver(MinMaxObserver):
 
     def __init__(self, name: str):
         super().__init__(name)
-        self._exponent: int | None = None  # the bin width is 2 ** exponent
+        self._exponent = _MIN_EXPONENT  # the bin width is 2 ** exponent
         self._first = 0  # grid index of the first bin
         self._counts = np.zeros(MAX_BINS, np.int64)
 
@@ -118,7 +122,7 @@ class HistogramObserver(MinMaxObserver):
         """Choose the bins for the present minimum and maximum and move the counts into them."""
         exponent = _bin_exponent(self.low, self.high)
         first = _grid_index(self.low, exponent)
-        if self._exponent is not None and (exponent, first) != (self._exponent, self._first):
+        if (exponent, first) != (self._exponent, self._first):
             doublings = min(exponent - self._exponent, _FARTHEST_SHIFT)
             target = ((np.arange(MAX_BINS) + self._first) >> doublings) - first
             merged = np.zeros_like(self._counts)
@@ -138,26 +142,27 @@ class HistogramObserver(MinMaxObserver):
         Returns
         -------
         float
-            Less than one bin width away from the order statistic of rank ``floor(fraction * (count - 1))``, found by
-            linear interpolation inside its bin and never outside of the observed range.
+            Less than one bin width away from the order statistic of rank ``round(fraction * (count - 1))``
+            (``numpy.percentile(..., method="nearest")``), found by linear interpolation inside its bin and never
+            outside of the observed range.
         """
         if fraction <= 0.0:
             return self.low
         if fraction >= 1.0:
             return self.high
-        rank = fraction * (self.count - 1)
+        rank = round(fraction * (self.count - 1))
         cumulative = np.cumsum(self._counts)
-        index = int(np.searchsorted(cumulative, math.floor(rank), side="right"))
+        index = int(np.searchsorted(cumulative, rank, side="right"))
         in_bin = int(self._counts[index])
         before = int(cumulative[index]) - in_bin
-        position = (math.floor(rank) - before + 0.5) / in_bin
+        position = (rank - before + 0.5) / in_bin
         value = (self._first + index + position) * 2.0**self._exponent
         return min(max(value, self.low), self.high)
 
     def histogram(self) -> Histogram:
         """Return the counts without the empty bins at the end."""
         used = int(np.flatnonzero(self._counts)[-1]) + 1 if self.count else 0
-        return Histogram(self._first, 2.0 ** (self._exponent or 0), tuple(self._counts[:used].tolist()))
+        return Histogram(self._first, 2.0**self._exponent, tuple(self._counts[:used].tolist()))
 
 
 def _grid_index(value: float, exponent: int) -> int:

@@ -1,4 +1,4 @@
-"""What an ONNX value is while a model is imported: a NumPy array, a quantised constant or a Relax variable."""
+"""What an ONNX value is while a model is imported: a NumPy array, a constant in quantised form or a Relax variable."""
 
 from __future__ import annotations
 
@@ -43,12 +43,8 @@ class QuantizedConstant:
 
     def dequantized(self) -> np.ndarray:
         """The real values, float32."""
-        along = [1] * self.q.ndim
-        if self.is_per_channel:
-            along[self.axis] = -1
-        scale = self.scale.reshape(along) if self.is_per_channel else self.scale
-        zero = self.zero_point.astype(np.int32)
-        zero = zero.reshape(along) if self.zero_point.ndim == 1 else zero
+        scale = along_axis(self.scale, self.axis, self.q.ndim)
+        zero = along_axis(self.zero_point.astype(np.int32), self.axis, self.q.ndim)
         return ((self.q.astype(np.int32) - zero).astype(np.float32) * scale).astype(np.float32)
 
     def transposed(self, axes) -> QuantizedConstant:
@@ -68,4 +64,28 @@ class QuantizedConstant:
         return None
 
 
-Value = np.ndarray | QuantizedConstant | relax.Var
+def along_axis(array: np.ndarray, axis: int, rank: int) -> np.ndarray:
+    """A scalar as it is, a vector shaped to broadcast along `axis` of a tensor with `rank` axes."""
+    return array if array.ndim == 0 else array.reshape([-1 if a == axis else 1 for a in range(rank)])
+
+
+def real_constant(
+    q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, axis: int
+) -> np.ndarray | QuantizedConstant:
+    """``scale * (q - zero_point)`` of a constant: still quantised for 8 bits (as int8), a float32 array for any other width."""
+    if q.dtype not in (np.int8, np.uint8):
+        zero = along_axis(zero_point.astype(np.float64), axis, q.ndim)
+        return ((q.astype(np.float64) - zero) * along_axis(scale, axis, q.ndim)).astype(np.float32)
+    if q.dtype == np.uint8:
+        q, zero_point = ((array.astype(np.int16) - 128).astype(np.int8) for array in (q, zero_point))
+    return QuantizedConstant(q, scale, zero_point, axis)
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerValued:
+    """The int32 result of an integer convolution or product, held as a float32 variable of integral values."""
+
+    value: relax.Var
+
+
+Value = np.ndarray | QuantizedConstant | IntegerValued | relax.Var

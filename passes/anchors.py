@@ -1,0 +1,231 @@
+"""The anchors of kernels: for each operator, the spec its group becomes (see `order_kernels`)."""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import relax
+
+from tvm_int8.specs import ChannelGather, Conv2d, Operand, Output, Pool2d, Program, Resize2d, Tensor, Window2d
+
+from .conversions import conversion
+from .epilogue_expression import ACC, apply, channel, linearize, number, split_bias
+from .expressions import dtype_of, op_name, shape_of
+from .groups import logical_shape, slice_ranges
+from .quantized_values import dequantized, quantization_of, quantized_weight, real_weight
+from .resize_tables import axis_table
+
+LARGEST_BIAS = 2**30  # an integer bias beyond this stays a float32 addition
+
+
+def _ints(values) -> tuple[int, ...]:
+    return tuple(int(v) for v in values)
+
+
+def convolution(group) -> relax.Call:
+    """nn.conv2d and nn.conv2d_transpose, on integers when data and weight are both quantised."""
+    call = group.group.anchor.value
+    transposed = op_name(call) == "nn.conv2d_transpose"
+    out_axis, groups = (1 if transposed else 0), int(call.attrs.groups)
+    data_shape, channels_out = shape_of(call.args[0]), shape_of(call)[1]
+    quantized, weight = dequantized(group.flow, call.args[0]), quantized_weight(group.flow, call.args[1], out_axis)
+    integer = quantized is not None and quantized.dtype == "uint8" and weight is not None
+    bias = np.zeros(channels_out, np.float64)
+    if integer:
+        group.add_input(quantized.source, "uint8", data_shape)
+        values, weight_scale = weight
+        per_channel = np.tile(np.broadcast_to(weight_scale, values.shape[out_axis]), groups if transposed else 1)
+        value = apply("mul", ACC, channel(quantized.scale * per_channel.astype(np.float64)))
+        sums = _weight_sums(values, transposed, groups)
+        bias -= quantized.zero_point * sums
+    else:
+        group.add_input(call.args[0], "float32", data_shape)
+        values, value = real_weight(group.flow, call.args[1]), ACC
+    root, scale, offset = split_bias(group.epilogue(value))
+    if offset is not None:
+        addend = np.broadcast_to(np.asarray(offset.value) / np.asarray(scale.value), bias.shape)
+        if integer and np.abs(bias + addend).max() > LARGEST_BIAS:
+            root = group.epilogue(value)
+        else:
+            bias = bias + (np.rint(addend) if integer else addend)
+    root, output = group.output(root)
+    program, channels, used = linearize(root, len(group.inputs))
+    program = _with_accumulator(program, "int32" if integer else "float32")
+    spec = Conv2d(
+        group.name,
+        (group.tensors[0], *(group.tensors[i] for i in used)),
+        group.result(output),
+        program,
+        output,
+        kernel=_ints(values.shape[2:]),
+        strides=_ints(call.attrs.strides),
+        padding=_ints(call.attrs.padding),
+        dilation=_ints(call.attrs.dilation),
+        groups=groups,
+        pad_value=quantized.zero_point if integer else 0,
+        transposed=transposed,
+    )
+    bias = np.clip(bias, -(2**31), 2**31 - 1).astype(np.int32) if integer else bias.astype(np.float32)
+    constants = [("weight", values), ("bias", bias), *(("channel", c) for c in channels)]
+    return group.order(spec, [group.inputs[0], *(group.inputs[i] for i in used)], constants)
+
+
+def _weight_sums(weight: np.ndarray, transposed: bool, groups: int) -> np.ndarray:
+    """Sum of each output channel's weights."""
+    sums = weight.astype(np.int64)
+    if not transposed:
+        return sums.sum((1, 2, 3))
+    return sums.sum((2, 3)).reshape(groups, -1, weight.shape[1]).sum(1).ravel()
+
+
+def _with_accumulator(program: Program, dtype: str) -> Program:
+    operands = tuple(Operand("acc", dtype) if operand.kind == "acc" else operand for operand in program.operands)
+    return Program(operands, program.steps)
+
+
+def _single_input(group, source):
+    """Register the anchor's data; returns (zero point, value of the accumulator as an expression)."""
+    quantized = dequantized(group.flow, source)
+    if quantized is None:
+        group.add_input(source, "float32", shape_of(source))
+        return 0, ACC
+    group.add_input(quantized.source, quantized.dtype, shape_of(source))
+    return quantized.zero_point, apply("mul", ACC, number(quantized.scale))
+
+
+def _finish(group, kind, value, **fields) -> relax.Call:
+    root, output = group.output(group.epilogue(value))
+    program, channels, used = linearize(root, len(group.inputs))
+    tensors = (group.tensors[0], *(group.tensors[i] for i in used))
+    spec = kind(group.name, tensors, group.result(output), _with_accumulator(program, "float32"), output, **fields)
+    return group.order(spec, [group.inputs[0], *(group.inputs[i] for i in used)], [("channel", c) for c in channels])
+
+
+def pool(group) -> relax.Call:
+    """Max and average pooling, global pooling included."""
+    call = group.group.anchor.value
+    zero_point, value = _single_input(group, call.args[0])
+    if op_name(call) == "nn.adaptive_avg_pool2d":
+        return _finish(group, Pool2d, value, mode="avg", kernel=shape_of(call.args[0])[2:], zero_point=zero_point)
+    return _finish(
+        group,
+        Pool2d,
+        value,
+        mode="max" if op_name(call) == "nn.max_pool2d" else "avg",
+        kernel=_ints(call.attrs.pool_size),
+        strides=_ints(call.attrs.strides),
+        padding=_ints(call.attrs.padding),
+        dilation=_ints(call.attrs.dilation),
+        count_include_pad=bool(call.attrs.count_include_pad),
+        zero_point=zero_point,
+    )
+
+
+def resize(group) -> relax.Call:
+    """Nearest and bilinear resize."""
+    call = group.group.anchor.value
+    zero_point, value = _single_input(group, call.args[0])
+    method = "linear" if str(call.attrs.method) == "linear" else "nearest"
+    mode, rounding = str(call.attrs.coordinate_transformation_mode), str(call.attrs.rounding_method)
+    source, target = shape_of(call.args[0])[2:], shape_of(call)[2:]
+    rows, cols = (axis_table(s, t, method, mode, rounding) for s, t in zip(source, target))
+    return _finish(group, Resize2d, value, method=method, rows=rows, cols=cols, zero_point=zero_point)
+
+
+RAW = Program((), ())
+
+
+def _raw_output(dtype: str) -> Output:
+    if dtype == "float32":
+        return Output("float32")
+    info = np.iinfo(dtype)
+    return Output(dtype, 0, info.min, info.max)
+
+
+def gather_channels(group, sources, table) -> relax.Call:
+    """Concat and channel slices: integers when every source is quantised and so is the result, else as they are."""
+    quantized = [dequantized(group.flow, source) for source in sources]
+    dtype = dtype_of(group.exit)
+    if group.group.quantize is not None and all(q is not None and q.dtype == "uint8" for q in quantized):
+        scale, zero_point = quantization_of(group.group.quantize.value)
+        output = Output("uint8", zero_point, -zero_point, 255 - zero_point)
+        for source, q in zip(sources, quantized):
+            group.add_input(q.source, q.dtype, shape_of(source))
+        scales = tuple(float(np.float32(q.scale / scale)) for q in quantized)
+        return _gather(group, table, output, scales, tuple(q.zero_point for q in quantized))
+    for source in sources:
+        group.add_input(source, dtype, shape_of(source))
+    scales, zeros = (1.0,) * len(sources), (0,) * len(sources)
+    moved = _gather(group, table, _raw_output(dtype), scales, zeros)
+    return _quantized_after(group, moved)
+
+
+def _gather(group, table, output, scales, zero_points) -> relax.Call:
+    spec = ChannelGather(
+        group.name, tuple(group.tensors), group.result(output), RAW, output, source=table, scales=scales, zero_points=zero_points
+    )
+    return group.order(spec, group.inputs, [])
+
+
+def _quantized_after(group, moved: relax.Call):
+    """A mover that could not take its group's quantize in: leave the quantize as an operator of its own."""
+    if group.group.quantize is None:
+        return moved
+    call = group.group.quantize.value
+    float_result = group.new.emit(moved, group.exit.name)
+    quantize = group.new.typed(relax.Call(call.op, [float_result, *call.args[1:]], call.attrs))
+    return conversion(quantize, group.name, group.exit.name)
+
+
+def concat(group) -> relax.Call:
+    """concat along the channels."""
+    fields = list(group.group.anchor.value.args[0].fields)
+    table = tuple((i, c) for i, field in enumerate(fields) for c in range(shape_of(field)[1]))
+    return gather_channels(group, fields, table)
+
+
+def strided_slice(group) -> relax.Call:
+    """A slice of channels, or of rows and columns."""
+    call = group.group.anchor.value
+    ranges = slice_ranges(call)
+    if set(ranges) <= {1}:
+        begin, step = ranges.get(1, (0, 1))
+        table = tuple((0, begin + i * step) for i in range(shape_of(call)[1]))
+        return gather_channels(group, [call.args[0]], table)
+    begins, steps = zip(ranges.get(2, (0, 1)), ranges.get(3, (0, 1)))
+    return _window(group, call.args[0], start=begins, step=steps, real_pad=0.0)
+
+
+def pad(group) -> relax.Call:
+    """Constant padding of rows and columns."""
+    call = group.group.anchor.value
+    widths = _ints(call.attrs.pad_width)
+    return _window(group, call.args[0], start=(-widths[4], -widths[6]), step=(1, 1), real_pad=float(call.attrs.pad_value))
+
+
+def _window(group, source, start, step, real_pad: float):
+    quantized, store = dequantized(group.flow, source), group.group.quantize
+    same = quantized is not None and store is not None and quantization_of(store.value) == (quantized.scale, quantized.zero_point)
+    if same and quantized.dtype == dtype_of(store.value):
+        dtype, info = quantized.dtype, np.iinfo(quantized.dtype)
+        value = float(np.clip(np.rint(real_pad / quantized.scale) + quantized.zero_point, info.min, info.max))
+        group.add_input(quantized.source, dtype, shape_of(source))
+    else:
+        dtype, value = dtype_of(group.exit), real_pad
+        group.add_input(source, dtype, shape_of(source))
+    result = Tensor(logical_shape(group.shape), dtype, 0)
+    spec = Window2d(group.name, tuple(group.tensors), result, RAW, _raw_output(dtype), start=start, step=step, pad_value=value)
+    moved = group.order(spec, group.inputs, [])
+    return moved if same else _quantized_after(group, moved)
+
+
+BUILDERS = {
+    "nn.conv2d": convolution,
+    "nn.conv2d_transpose": convolution,
+    "nn.max_pool2d": pool,
+    "nn.avg_pool2d": pool,
+    "nn.adaptive_avg_pool2d": pool,
+    "image.resize2d": resize,
+    "concat": concat,
+    "strided_slice": strided_slice,
+    "nn.pad": pad,
+}

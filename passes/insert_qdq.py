@@ -1,0 +1,73 @@
+"""InsertQdq: the quantised network as quantize / dequantize pairs around what runs in INT8.
+
+    conv2d(x, w)   ->   conv2d(dequantize(quantize(x)), dequantize(w_int8))
+
+Requires   a canonical float module (after DenseToConv2d), and a range for every point of the plan.
+Ensures    activations uint8 per tensor (asymmetric), weights int8 symmetric, per output channel unless configured otherwise; biases
+           stay float32 (their integers follow from the scales); tensors that only move keep the scale they had.
+Method     Krishnamoorthi 2018 (arXiv:1806.08342); QDQ as in ONNX Runtime and TensorRT.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvm_int8.config import QuantizationConfig
+from tvm_int8.quantization.calibration_table import CalibrationTable
+from tvm_int8.quantization.weights import quantize_weight
+
+from .dataflow import Dataflow, Rebuilder, rebuild
+from .expressions import Expr, Var, const_value, constant, op_name, vars_in
+from .quantization_plan import plan_quantization
+
+
+@tvm.transform.module_pass(opt_level=0, name="InsertQdq")
+class InsertQdq:
+    """Quantise what the plan says, with the ranges of a calibration table."""
+
+    def __init__(self, table: CalibrationTable, config: QuantizationConfig):
+        self.table, self.config = table, config
+
+    def transform_module(self, mod: tvm.IRModule, _ctx) -> tvm.IRModule:
+        """Return the QDQ module."""
+        flow = Dataflow(mod)
+        plan = plan_quantization(flow, self.config)
+        computing = {unit.group.anchor.var for unit in plan.units if unit.kind == "compute"}
+        floating = {b.var for unit in plan.units if unit.kind == "float" for b in _bindings_of(unit, flow)}
+        done: set[Var] = set()
+
+        def pair(var: Var, new: Rebuilder) -> None:
+            scale, zero_point = self.table.scale_zero_point(plan.origin(var).name, self.config.activation_dtype)
+            arguments = constant(np.asarray(scale, np.float32)), constant(np.asarray(zero_point, np.uint8))
+            quantized = relax.op.quantize(new.translate(var), *arguments, axis=-1, out_dtype=self.config.activation_dtype)
+            stored = new.emit(quantized, f"{var.name}_quantized")
+            new.redirect(var, new.emit(relax.op.dequantize(stored, *arguments, axis=-1), f"{var.name}_dequantized"))
+            done.add(var)
+
+        def rewrite(binding, _value: Expr, new: Rebuilder) -> Expr | None:
+            for var in vars_in(binding.value):
+                if var in plan.quantized and var not in done:
+                    pair(var, new)
+            value = new.translate(binding.value)
+            if binding.var in computing and binding.var not in floating:
+                return self._with_quantized_weight(value, binding.var.name, new)
+            return value
+
+        return rebuild(mod, rewrite)
+
+    def _with_quantized_weight(self, call: relax.Call, name: str, new: Rebuilder) -> relax.Call:
+        weight = const_value(call.args[1])
+        axis = 1 if op_name(call) == "nn.conv2d_transpose" else 0
+        per_channel = self.config.per_channel_weights
+        quantized, scale = quantize_weight(weight, axis if per_channel else None, name)
+        dequantized = relax.op.dequantize(
+            constant(quantized), constant(scale), constant(np.zeros(scale.shape, np.int8)), axis=axis if per_channel else -1
+        )
+        weight = new.emit(dequantized, f"{name}_weight")
+        return relax.Call(call.op, [call.args[0], weight, *call.args[2:]], call.attrs, call.ty_args)
+
+
+def _bindings_of(unit, flow: Dataflow):
+    return unit.group.bindings if unit.group is not None else [flow.producer[unit.output]]

@@ -1,0 +1,112 @@
+"""Which tensors become integers: decided on the float graph, used by the observers and by InsertQdq alike.
+
+A *unit* is what will be one kernel (see `groups`), or a single other operator.  Convolutions and dense layers *compute* in INT8. Pools,
+concat, resize, element-wise operators and movers of data *carry* integers when what they deliver is wanted as integers.  Everything else
+(softmax, LRN, ...) is float.  A tensor is quantised when some unit that reads it computes in INT8, or carries integers on: so
+data stays 8 bits wide from one convolution to the next, and outputs are never quantised for nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tvm_int8.config import QuantizationConfig
+
+from .dataflow import Dataflow
+from .expressions import Expr, Var, dtype_of, op_name, shape_of, vars_in
+from .groups import CONVOLUTIONS, Group, fusion_groups, is_packable
+
+#: Operators whose output has the scale of their input.
+SAME_SCALE = ("nn.max_pool2d", "reshape", "permute_dims", "strided_slice", "nn.pad")
+MOVED_AS_INTEGERS = ("reshape", "permute_dims")
+
+
+@dataclass(eq=False)
+class Unit:
+    """A future kernel, or a single operator."""
+
+    kind: str  # "compute" | "carry" | "float"
+    op: str
+    layer: str
+    inputs: list[Var]
+    output: Var
+    group: Group | None = None
+    same_scale: bool = False
+    reason: str = ""
+
+
+@dataclass
+class QuantizationPlan:
+    """quantized: tensors to store as integers; source: tensor -> tensor whose scale it takes over."""
+
+    units: list[Unit] = field(default_factory=list)
+    quantized: set[Var] = field(default_factory=set)
+    source: dict[Var, Var] = field(default_factory=dict)
+
+    def origin(self, var: Var) -> Var:
+        """The tensor whose observed range gives `var` its scale."""
+        while var in self.source:
+            var = self.source[var]
+        return var
+
+    def points(self) -> list[Var]:
+        """Tensors whose ranges must be known."""
+        return [var for var in self.quantized if self.origin(var) is var]
+
+
+def plan_quantization(flow: Dataflow, config: QuantizationConfig) -> QuantizationPlan:
+    """Decide for a canonical float module."""
+    plan = QuantizationPlan(_units(flow, config))
+    readers: dict[Var, list[Unit]] = {}
+    for unit in plan.units:
+        for var in unit.inputs:
+            readers.setdefault(var, []).append(unit)
+    wants: set[int] = set()
+    for unit in reversed(plan.units):
+        if _quantizable(unit.output) and any(id(reader) in wants for reader in readers.get(unit.output, ())):
+            plan.quantized.add(unit.output)
+        if unit.kind == "compute" or (unit.kind == "carry" and unit.output in plan.quantized):
+            wants.add(id(unit))
+    for param in flow.params:
+        if _quantizable(param) and any(id(reader) in wants for reader in readers.get(param, ())):
+            plan.quantized.add(param)
+    for unit in plan.units:
+        if unit.same_scale and unit.kind == "carry" and unit.output in plan.quantized and unit.inputs[0] in plan.quantized:
+            plan.source[unit.output] = unit.inputs[0]
+    return plan
+
+
+def _quantizable(var: Expr) -> bool:
+    return dtype_of(var) == "float32" and len(shape_of(var)) >= 2
+
+
+def _units(flow: Dataflow, config: QuantizationConfig) -> list[Unit]:
+    from .order_kernels import layer_name
+
+    groups = {group.exit: group for group in fusion_groups(flow)}
+    inside = {binding.var for group in groups.values() for binding in group.bindings}
+    units = []
+    for binding in flow.bindings:
+        if binding.var in groups:
+            group = groups[binding.var]
+            lead = group.anchor or group.bindings[0]
+            layer, op = layer_name(flow, lead.var), op_name(lead.value)
+            inputs = [expr for expr in group.external_inputs() if isinstance(expr, Var)]
+            kind = "compute" if op in CONVOLUTIONS else "carry"
+            unit = Unit(kind, op, layer, inputs, group.exit, group, op in SAME_SCALE and len(group.bindings) == 1)
+            unit.same_scale |= op == "image.resize2d" and len(group.bindings) == 1 and str(lead.value.attrs.method) == "nearest_neighbor"
+        elif binding.var in inside:
+            continue
+        else:
+            op, layer = op_name(binding.value), layer_name(flow, binding.var)
+            inputs = [var for var in vars_in(binding.value)]
+            movable = op in MOVED_AS_INTEGERS and is_packable(binding.value)
+            movable = movable or (op in MOVED_AS_INTEGERS and dtype_of(binding.value) == "float32")
+            unit = Unit("carry" if movable else "float", op, layer, inputs, binding.var, None, movable)
+            unit.reason = "" if movable else f"{op or 'this operator'} has no integer form"
+        if unit.kind != "float" and config.excludes(unit.layer, unit.op):
+            unit.kind, unit.reason = "float", "excluded by the configuration"
+        units.append(unit)
+    return units
+
+

@@ -1,0 +1,98 @@
+"""ScheduleKernels: orders become calls of scheduled functions, constants packed as these want them.
+
+    tvm_int8.kernel(x, weight, bias; spec)   ->   call_tir(conv2d_u8s8_avx512vnni_3x3, (x, packed weight, packed bias))
+
+Requires   AssignLayouts.
+Ensures    no kernel order is left; equal orders share one function; function attribute `kernels` lists, for every call in order,
+           what the report and the profile need.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvm_int8.kernel_op import constants_of, inputs_of, is_kernel, spec_of, tensor_of
+from tvm_int8.schedules.cpu import Cpu
+from tvm_int8.schedules.registry import deliver
+from tvm_int8.schedules.rule import Constants
+from tvm_int8.specs import Spec
+
+from .dataflow import Rebuilder, rebuild
+from .expressions import Expr
+
+
+@tvm.transform.module_pass(opt_level=0, name="ScheduleKernels")
+class ScheduleKernels:
+    """Deliver every order for `cpu`."""
+
+    def __init__(self, cpu: Cpu):
+        self.cpu = cpu
+
+    def transform_module(self, mod: tvm.IRModule, _ctx) -> tvm.IRModule:
+        """Return the module with scheduled PrimFuncs."""
+        delivery = _Delivery(self.cpu)
+        out = rebuild(mod, delivery)
+        for variable, func in delivery.functions.items():
+            out.update_func(variable, func)
+        return out.with_attr("tvm_int8.kernels", json.dumps(delivery.rows))
+
+
+class _Delivery:
+    def __init__(self, cpu: Cpu):
+        self.cpu = cpu
+        self.functions: dict[tvm.ir.GlobalVar, object] = {}
+        self.rows: dict[str, dict] = {}
+        self._known: dict[str, tvm.ir.GlobalVar] = {}
+        self._names: set[str] = set()
+
+    def __call__(self, binding, value: Expr, _new: Rebuilder) -> Expr | None:
+        if not is_kernel(value):
+            return None
+        spec, constants = spec_of(value), _constants(value)
+        kernel = deliver(spec, constants, self.cpu)
+        key = replace(spec, layer="").to_json() + str([(c.shape, str(c.dtype)) for c in kernel.constants])
+        if key not in self._known:
+            variable = tvm.ir.GlobalVar(self._unique(kernel.name))
+            self._known[key] = variable
+            self.functions[variable] = kernel.func.with_attr("global_symbol", variable.name_hint)
+        variable = self._known[key]
+        self.rows[binding.var.name] = _row(spec, kernel, variable.name_hint, tensor_of(value))
+        constants = [relax.const(np.ascontiguousarray(c), str(c.dtype)) for c in kernel.constants]
+        return relax.call_tir(variable, [*inputs_of(value), *constants], out_ty=binding.var.ty)
+
+    def _unique(self, name: str) -> str:
+        name = re.sub(r"\W", "_", name)
+        candidate, count = name, 1
+        while candidate in self._names:
+            candidate, count = f"{name}_{count}", count + 1
+        self._names.add(candidate)
+        return candidate
+
+
+def _constants(call: relax.Call) -> Constants:
+    found = constants_of(call)
+    single = {role: array for role, array in found if role != "channel"}
+    return Constants(single.get("weight"), single.get("bias"), tuple(array for role, array in found if role == "channel"))
+
+
+def _row(spec: Spec, kernel, function: str, tensor: str) -> dict:
+    moved = sum(np.prod(t.physical_shape) * np.dtype(t.dtype).itemsize for t in (*spec.inputs, spec.result))
+    return {
+        "function": function,
+        "layer": spec.layer,
+        "op": type(spec).__name__,
+        "kernel": kernel.name,
+        "tensor": tensor,
+        "precision": "int8" if spec.inputs[0].dtype in ("uint8", "int8") else "float32",
+        "origin": kernel.origin,
+        "macs": int(getattr(spec, "macs", 0)),
+        "bytes": int(moved + sum(c.nbytes for c in kernel.constants)),
+        "result": {"shape": list(spec.result.shape), "dtype": spec.result.dtype, "block": spec.result.block},
+        "output": {"zero_point": spec.output.zero_point},
+    }

@@ -1,0 +1,33 @@
+"""All rules, in the order in which they are asked."""
+
+from __future__ import annotations
+
+from tvm_int8.specs import Kernel, Spec
+
+from .channel_gather import ChannelGatherRule
+from .conv2d import Conv2dRule
+from .cpu import Cpu
+from .depthwise_conv2d import DepthwiseConv2dRule
+from .elementwise import ElementwiseRule
+from .pool2d import Pool2dRule
+from .resize2d import Resize2dRule
+from .rule import Constants, Rule
+from .window2d import Window2dRule
+
+RULES: tuple[Rule, ...] = (
+    DepthwiseConv2dRule(),
+    Conv2dRule(),
+    Pool2dRule(),
+    ElementwiseRule(),
+    ChannelGatherRule(),
+    Resize2dRule(),
+    Window2dRule(),
+)
+
+
+def deliver(spec: Spec, constants: Constants, cpu: Cpu, knobs: dict | None = None) -> Kernel:
+    """Build `spec` with the first rule that applies."""
+    for rule in RULES:
+        if rule.applies(spec, cpu):
+            return rule.build(spec, constants, cpu, knobs)
+    raise NotImplementedError(f"no rule for {spec.to_json()}")

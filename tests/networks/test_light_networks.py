@@ -1,0 +1,68 @@
+"""The nine networks of ONNX's light model set, whole: FP32 like ONNX Runtime, INT8 at least as exact as its INT8."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import pytest
+
+from benchmarks import metrics, peers
+from benchmarks.compare import FP32_TOLERANCE
+from benchmarks.light_models import LIGHT_MODELS, light_inputs, light_model
+from benchmarks.onnx_graph import logits_model
+
+pytest.importorskip("onnxruntime")
+
+import tvm_int8
+
+QUICK = ("squeezenet", "shufflenet")
+CALIBRATION, CHECKS = 16, 8
+MAC_OPERATORS = ("conv", "dense", "matmul", "gemm")
+
+
+@dataclass
+class Light:
+    """One network and its inputs."""
+
+    name: str
+    model: onnx.ModelProto
+    calibration: list[np.ndarray]
+    inputs: list[np.ndarray]
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in LIGHT_MODELS]
+)
+def light(request):
+    """Draw the weights once for both tests of a network, and let go of them (up to 570 MB) after."""
+    name = request.param
+    yield Light(name, light_model(name), light_inputs(name, CALIBRATION, 0), light_inputs(name, CHECKS, 1))
+    gc.collect()
+
+
+def test_fp32_matches_onnxruntime(light: Light, run_all):
+    """The graph as shipped, Softmax included."""
+    reference = run_all(peers.ort_fp32(light.model, [], 2).infer, light.inputs[:2])
+    actual = run_all(tvm_int8.compile(light.model, quantization=None), light.inputs[:2])
+    assert metrics.relative_error(reference, actual) <= FP32_TOLERANCE
+
+
+def test_int8_is_as_exact_as_onnxruntime(light: Light, run_all):
+    """Same calibration inputs for both, noise measured at the logits; nothing that multiplies stays in FP32."""
+    model = logits_model(light.model)
+    reference = run_all(peers.ort_fp32(model, [], 2).infer, light.inputs)
+    theirs = metrics.sqnr_db(reference, run_all(peers.ort_int8(model, light.calibration, 2).infer, light.inputs))
+    module = tvm_int8.compile(model, calibration=light.calibration)
+    ours = metrics.sqnr_db(reference, run_all(module, light.inputs))
+    assert ours >= theirs, f"{light.name}: SQNR {ours:.2f} dB, ONNX Runtime {theirs:.2f} dB"
+    assert left_in_fp32(module) == []
+
+
+def left_in_fp32(module) -> list[str]:
+    """Names of the convolution and dense layers the report does not call INT8."""
+    rows = [row for row in module.report if any(word in row.op for word in MAC_OPERATORS)]
+    assert rows, "the report lists no convolution or dense layer"
+    return [row.layer for row in rows if row.precision.lower() != "int8"]

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+
+from tvm_int8.errors import ModelError
+from tvm_int8.quantization.weights import quantize_weight
+
+
+def _weight(shape, seed=0):
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal(shape) * 10.0 ** rng.uniform(-6, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((8, 3, 3, 3), 0), ((4, 6, 2, 2), 1), ((10, 7), 1), ((10, 7), -1), ((5,), 0), ((4, 3), None)]
+)
+def test_every_channel_uses_the_whole_range(shape, axis, seed):
+    weight = _weight(shape, seed)
+    quantized, scale = quantize_weight(weight, axis)
+    assert (quantized.dtype, scale.dtype, quantized.shape) == (np.int8, np.float32, shape)
+    assert scale.shape == (() if axis is None else (shape[axis],))
+    assert np.abs(quantized.astype(int)).max() <= 127
+    if axis is None:
+        assert np.abs(quantized).max() == 127
+        step = scale
+    else:
+        assert (np.abs(np.moveaxis(quantized, axis, 0).reshape(shape[axis], -1)).max(axis=1) == 127).all()
+        step = scale.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
+    assert (np.abs(quantized * step - weight) <= 0.5001 * step).all()
+
+
+def test_rounding_is_half_to_even():
+    quantized, scale = quantize_weight(np.array([127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -127.0]), axis=None)
+    assert scale == 1.0
+    assert quantized.tolist() == [127, 0, 2, 2, 0, -2, -127]
+
+
+def test_minus_128_is_never_used():
+    quantized, _ = quantize_weight(np.array([[-1.0, 0.5]]), axis=0)
+    assert quantized.tolist() == [[-127, 64]]
+
+
+@pytest.mark.parametrize("tiny", [0.0, -0.0, 1e-45, 1e-38])
+def test_channels_of_zeros_have_scale_one(tiny):
+    quantized, scale = quantize_weight(np.array([[tiny, 0.0], [1.27, -1.27]]), axis=0)
+    assert quantized.tolist() == [[0, 0], [127, -127]]
+    np.testing.assert_array_equal(scale, np.float32([1.0, 0.01]))
+    assert quantize_weight(np.full((2, 2), tiny), axis=None)[1] == 1.0
+
+
+def test_quantising_twice_changes_nothing():
+    quantized, scale = quantize_weight(_weight((16, 8, 3, 3)), axis=0)
+    again, scale_again = quantize_weight(quantized * scale[:, None, None, None], axis=0)
+    np.testing.assert_array_equal(again, quantized)
+    np.testing.assert_allclose(scale_again, scale, rtol=2e-7)
+
+
+def test_the_weight_is_left_alone():
+    weight = _weight((4, 3))
+    before = weight.copy()
+    quantize_weight(weight)
+    np.testing.assert_array_equal(weight, before)
+
+
+def test_the_largest_float32_does_not_overflow():
+    quantized, scale = quantize_weight(np.array([[3.4e38, -3.4e38]]), axis=0)
+    assert quantized.tolist() == [[127, -127]]
+    assert np.isfinite(scale).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
+def test_weights_that_are_not_finite(bad):
+    with pytest.raises(ModelError, match=r"'layer3\.conv\.weight': NaN or infinite"):
+        quantize_weight(np.array([[bad, 1.0]]), name="layer3.conv.weight")
+
+
+def test_an_axis_that_is_not_there():
+    with pytest.raises(ValueError, match="axis 2 is out of range"):
+        quantize_weight(np.ones((2, 2)), axis=2)
