@@ -3,7 +3,10 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
+# WORKERS=2 runs test files in parallel. Not the default: tests of two-thread kernels and of timing want the machine alone.
+WORKERS ?= 0
 PYTEST_ARGS ?=
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -21,10 +24,10 @@ demo: $(VENV)/.installed-demo
 	@$(BIN)/python -m examples.demo
 
 test: $(VENV)/.installed-test
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(PYTEST) $(PYTEST_ARGS)
 
 test-quick: $(VENV)/.installed-test
-	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	@$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 # mypy reads the package as it is installed, with passes/ and schedules/ inside it: a tree of links says so.
 LINKED := build/typecheck/tvm_int8

@@ -111,7 +111,10 @@ def compare(network: Network, threads: int, options: Options) -> dict:
 
 def _make(key: str, model: onnx.ModelProto, calibration: Sequence[np.ndarray], threads: int) -> Runner | Absent:
     try:
-        return RUNNERS[key](model, calibration, threads)
+        made = RUNNERS[key](model, calibration, threads)
+        if isinstance(made, Runner):
+            made.infer(calibration[0])
+        return made
     except Exception as error:  # one runtime's failure is a line of the report, not the end of the comparison
         return Absent(key, f"{type(error).__name__}: {error}".splitlines()[0])
 

@@ -9,11 +9,10 @@ By hand: `python -m examples.demo`, from the checkout.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,9 @@ console = Console(highlight=False)
 STARTED = time.perf_counter()
 
 
-@contextlib.contextmanager
-def step(what: str) -> Iterator[None]:
-    """Say what is being done, and how long it took."""
-    start = time.perf_counter()
-    with console.status(f"{what} ..."):
-        yield
-    console.print(
-        f"[dim]{time.perf_counter() - STARTED:5.0f} s[/]  {what} [dim]({time.perf_counter() - start:.1f} s)[/]"
-    )
+def say(what: str) -> None:
+    """Print what begins now, after the seconds since the start."""
+    console.print(f"[dim]{time.perf_counter() - STARTED:4.0f} s[/]  {what} ...", soft_wrap=True)
 
 
 def infer_all(module: Any, images: np.ndarray) -> np.ndarray:
@@ -70,19 +63,19 @@ def milliseconds(times: Any) -> str:
 def demo_digits(directory: Path) -> None:
     """Quantise the digits network, and show that it still reads digits."""
     model = HERE / "digits" / "resnet8_digits.onnx"
-    with step("calibrating ResNet-8 on 200 images of digits"):
-        table = tvm_int8.calibrate(model, digits.calibration_inputs())
-    with step("compiling it in FP32"):
-        fp32 = tvm_int8.compile(model, quantization=None, num_threads=1)
-    with step("compiling it in INT8"):
-        int8 = tvm_int8.compile(model, calibration=table, num_threads=1)
-    with step("running both on 400 held-out images, exporting, timing"):
-        x, y = digits.held_out()
-        logits = {"FP32": infer_all(fp32, x), "INT8": infer_all(int8, x)}
-        sizes = {"FP32": export(fp32, directory / "digits_fp32.so"), "INT8": export(int8, directory / "digits_int8.so")}
-        times = {"FP32": fp32.benchmark(), "INT8": int8.benchmark()}
-    with step("loading the exported INT8 library and running it on the same images"):
-        reloaded = infer_all(tvm_int8.load(directory / "digits_int8.so"), x)
+    say("calibrating ResNet-8 on 200 images of digits")
+    table = tvm_int8.calibrate(model, digits.calibration_inputs())
+    say("compiling it in FP32")
+    fp32 = tvm_int8.compile(model, quantization=None, num_threads=1)
+    say("compiling it in INT8")
+    int8 = tvm_int8.compile(model, calibration=table, num_threads=1)
+    say("running both on 400 held-out images, exporting, timing")
+    x, y = digits.held_out()
+    logits = {"FP32": infer_all(fp32, x), "INT8": infer_all(int8, x)}
+    sizes = {"FP32": export(fp32, directory / "digits_fp32.so"), "INT8": export(int8, directory / "digits_int8.so")}
+    times = {"FP32": fp32.benchmark(), "INT8": int8.benchmark()}
+    say("loading the exported INT8 library and running it on the same images")
+    reloaded = infer_all(tvm_int8.load(directory / "digits_int8.so"), x)
     if not np.array_equal(reloaded, logits["INT8"]):
         raise SystemExit("the exported library does not compute what the compiled module computed")
 
@@ -95,31 +88,33 @@ def demo_digits(directory: Path) -> None:
     speed_up = times["FP32"].median_ms / times["INT8"].median_ms
     console.print(
         f"INT8 decides like FP32 on {agreement:.2%} of the images, logits at {sqnr_db(*logits.values()):.1f} dB SQNR, "
-        f"[bold]{speed_up:.2f}x[/] faster; the exported library computes the same bits.\n"
+        f"[bold]{speed_up:.2f}x[/] faster; the exported library computes the same bits.\n",
+        soft_wrap=True,
     )
 
 
 def demo_resnet50() -> None:
     """Time ResNet-50 in FP32 and INT8, on one thread and on all."""
+    say("drawing the weights of a ResNet-50")
     model = resnet50()
     info = model.graph.input[0]
     shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
     rng = np.random.default_rng(0)
     inputs = [{info.name: rng.standard_normal(shape, dtype=np.float32)} for _ in range(4)]
-    with step("calibrating ResNet-50 on 4 inputs"):
-        table = tvm_int8.calibrate(model, inputs, method="minmax")
+    say("calibrating ResNet-50 on 4 inputs")
+    table = tvm_int8.calibrate(model, inputs, method="minmax")
 
     cores = len(os.sched_getaffinity(0))
     result = columns("ResNet-50, 224x224, batch 1: latency in ms", ["threads", "FP32", "INT8", "speed-up"])
     for threads in sorted({1, cores}):
-        with step(f"compiling ResNet-50 in FP32 and INT8 for {threads} thread{'s' * (threads > 1)}, timing"):
-            fp32 = tvm_int8.compile(model, quantization=None, num_threads=threads).benchmark()
-            int8_module = tvm_int8.compile(model, calibration=table, num_threads=threads)
-            int8 = int8_module.benchmark()
+        say(f"compiling ResNet-50 in FP32 and INT8 for {threads} thread{'s' * (threads > 1)}, timing")
+        fp32 = tvm_int8.compile(model, quantization=None, num_threads=threads).benchmark()
+        int8_module = tvm_int8.compile(model, calibration=table, num_threads=threads)
+        int8 = int8_module.benchmark()
         speed_up = fp32.median_ms / int8.median_ms
         result.add_row(str(threads), milliseconds(fp32), milliseconds(int8), f"{speed_up:.2f}x")
     console.print(result)
-    console.print(f"[bold]{summary(int8_module.report)}[/]")
+    console.print(f"[bold]{summary(int8_module.report)}[/]", soft_wrap=True)
 
 
 def summary(report: Any) -> str:

@@ -230,13 +230,14 @@ class _Plan:
             if scale is not None:
                 result = relax.op.multiply(result, constant(scale, dtype))
             return result if shift is None else relax.op.add(result, constant(shift, dtype))
-        reweighted = with_weight(value, self.weights[var]) if var in self.weights else None
+        if var in self.weights:
+            value = with_weight(value, self.weights[var])
         if var in self.input_shifts:
             bias = self.input_shifts[var].reshape(bias_shapes(binding.value)[0])
-            return relax.op.add(reweighted or value, constant(bias, dtype_of(var)))
+            return relax.op.add(value, constant(bias, dtype_of(var)))
         if isinstance(value, relax.TupleGetItem) and value.index in (1, 2):
             return _statistics(new.value(value.tuple_value), value.index)
-        return reweighted
+        return value if var in self.weights else None
 
 
 def _statistics(call: Expr, index: int) -> Expr | None:

@@ -20,7 +20,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvm_int8.kernel_op import constants_of, inputs_of, is_kernel, kernel_call, spec_of, tensor_of
+from tvm_int8.kernel_op import constants_of, inputs_of, is_kernel, kernel_call, spec_of, stored_of, tensor_of
 from tvm_int8.specs import LANES, Conv2d, Elementwise, Operand, Output, Program, Spec, Tensor
 
 from .dataflow import Dataflow, Rebuilder, rebuild
@@ -83,17 +83,17 @@ class _Layouts:
         inputs = [self._as_block(e, b, new, t.shape) for e, b, t in zip(inputs, blocks, spec.inputs)]
         spec = replace(
             spec,
-            inputs=tuple(replace(t, block=b) for t, b in zip(spec.inputs, blocks)),
-            result=replace(spec.result, block=out),
+            inputs=tuple(_placed(t, b, e) for t, b, e in zip(spec.inputs, blocks, inputs)),
+            result=_placed(spec.result, out, var),
         )
         shape = spec.result.physical_shape if out else shape_of(var)
-        result = kernel_call(spec, inputs, constants_of(call), tensor_of(call), shape)
+        result = kernel_call(spec, inputs, constants_of(call), tensor_of(call), shape, stored_of(call))
         if out == PLAIN:
             return result
         if self.flow.is_output(var):
             packed = new.emit(result, f"{var.name}_packed")
             self._record(packed, out, spec.result.shape)
-            plain = _converter(spec.layer, spec.result, PLAIN, packed, tensor_of(call), shape_of(var))
+            plain = _converter(spec.layer, spec.result, PLAIN, packed, tensor_of(call), shape_of(var), stored_of(call))
             self.converted[var.name, out] = packed
             return plain
         self.block[var.name], self.shape[var.name] = out, spec.result.shape
@@ -139,9 +139,9 @@ class _Layouts:
         key = (expr.name, block)
         if key not in self.converted:
             logical = self.shape.get(expr.name) or logical_shape(shape_of(expr))
-            source = Tensor(logical, dtype_of(expr), current)
-            physical = replace(source, block=block).physical_shape
-            call = _converter(f"layout of {expr.name}", source, block, expr, expr.name, physical if block else self._plain_shape(expr, logical))
+            source = _placed(Tensor(logical, dtype_of(expr)), current, expr)
+            shape = replace(source, block=block).physical_shape if block else self._plain_shape(expr, logical)
+            call = _converter(f"layout of {expr.name}", source, block, expr, expr.name, shape)
             self.converted[key] = new.emit(call, f"{expr.name}_{'nchw%dc' % block if block else 'nchw'}")
             if block:
                 self._record(self.converted[key], block, logical)
@@ -154,6 +154,11 @@ class _Layouts:
         return logical
 
 
+def _placed(tensor: Tensor, block: int, expr: Expr) -> Tensor:
+    """`tensor` in a layout; a plain one has the rank of the expression that holds it."""
+    return replace(tensor, block=block, rank=4 if block else len(shape_of(expr)))
+
+
 def _wanted(spec: Spec, call: relax.Call, var: Var) -> int:
     if isinstance(spec, Conv2d) and not spec.transposed and spec.groups == 1 and spec.inputs[0].shape[1] <= IMAGE:
         if spec.inputs[0].shape[2:] != (1, 1) and all(v is not var for v in list(vars_in(call))[1:]):
@@ -161,14 +166,14 @@ def _wanted(spec: Spec, call: relax.Call, var: Var) -> int:
     return LANES
 
 
-def _converter(layer: str, source: Tensor, block: int, expr: Expr, tensor: str, shape) -> relax.Call:
+def _converter(layer: str, source: Tensor, block: int, expr: Expr, tensor: str, shape, stored=None) -> relax.Call:
     """An element-wise kernel that changes the layout and nothing else."""
     dtype = source.dtype
     info = None if dtype == "float32" else np.iinfo(dtype)
     output = Output(dtype) if info is None else Output(dtype, 0, info.min, info.max)
-    result = replace(source, block=block)
+    result = replace(source, block=block, rank=4 if block else len(shape))
     spec = Elementwise(layer, (source,), result, Program((Operand("tensor", dtype),)), output)
-    return kernel_call(spec, [expr], [], tensor, shape)
+    return kernel_call(spec, [expr], [], tensor, shape, stored)
 
 
 def pack(array: np.ndarray, block: int = LANES) -> np.ndarray:

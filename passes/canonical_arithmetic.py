@@ -55,11 +55,12 @@ def _bounds(call: Expr) -> tuple[Expr, float, float] | None:
     if name == "clip":
         low, high = (_number(arg) for arg in call.args[1:])
         return None if low is None or high is None else (call.args[0], low, high)
-    array = const_value(call.args[1])
-    if array is None or not np.all(array == array.flat[0]) or shape_of(call.args[0]) != shape_of(call):
+    data, other = call.args if const_value(call.args[0]) is None else reversed(call.args)
+    array = const_value(other)
+    if array is None or not np.all(array == array.flat[0]) or shape_of(data) != shape_of(call):
         return None
     limit = float(array.flat[0])
-    return (call.args[0], limit, inf) if name == "maximum" else (call.args[0], -inf, limit)
+    return (data, limit, inf) if name == "maximum" else (data, -inf, limit)
 
 
 def _number(expr: Expr) -> float | None:
@@ -73,7 +74,7 @@ def _number(expr: Expr) -> float | None:
 def _limit(call: relax.Call, new: Rebuilder) -> Expr | None:
     """Limits in a row become one; relu and clip are preferred to maximum and minimum."""
     swapped = _constant_last(call, new) if op_name(call) in ("maximum", "minimum") else None
-    found = _bounds(swapped or call)
+    found = _bounds(call)
     if found is None or found[1] > found[2]:
         return swapped
     data, low, high = found

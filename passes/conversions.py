@@ -24,7 +24,8 @@ def conversion(call: relax.Call, layer: str, name: str) -> relax.Call | None:
     else:
         loaded = tensor(0, Operand("tensor", dtype_of(source), zero_point))
         root, output = with_output(apply("mul", loaded, number(scale)), "float32", 1.0, 0)
+    stored = found if op_name(call) == "quantize" else None
     shape = logical_shape(shape_of(call))
     program, channels, _ = linearize(root, 1)
     spec = Elementwise(layer, (Tensor(shape, dtype_of(source), 0),), Tensor(shape, dtype_of(call), 0), program, output)
-    return kernel_call(spec, [source], [("channel", c) for c in channels], name, shape_of(call))
+    return kernel_call(spec, [source], [("channel", c) for c in channels], name, shape_of(call), stored)

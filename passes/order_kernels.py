@@ -88,7 +88,14 @@ class KernelOrder:
 
     def order(self, spec, inputs, constants) -> Expr:
         """The call for a finished spec."""
-        return kernel_call(spec, inputs, constants, self.exit.name, self.shape)
+        return kernel_call(spec, inputs, constants, self.exit.name, self.shape, self._stored())
+
+    def _stored(self) -> tuple[float, int] | None:
+        """How the integers the kernel delivers are to be read."""
+        if self.group.quantize is not None:
+            return quantization_of(self.group.quantize.value)
+        readers = (user.value for user in self.flow.consumers[self.exit])
+        return next((quantization_of(call) for call in readers if op_name(call) == "dequantize"), None)
 
     def result(self, output) -> Tensor:
         """Description of what the kernel delivers."""

@@ -40,7 +40,7 @@ class QuantizationPlan:
     """quantized: tensors to store as integers; source: tensor -> tensor whose scale it takes over."""
 
     units: list[Unit] = field(default_factory=list)
-    quantized: set[Var] = field(default_factory=set)
+    quantized: dict[Var, None] = field(default_factory=dict)  # an ordered set
     source: dict[Var, Var] = field(default_factory=dict)
 
     def origin(self, var: Var) -> Var:
@@ -64,12 +64,12 @@ def plan_quantization(flow: Dataflow, config: QuantizationConfig) -> Quantizatio
     wants: set[int] = set()
     for unit in reversed(plan.units):
         if _quantizable(unit.output) and any(id(reader) in wants for reader in readers.get(unit.output, ())):
-            plan.quantized.add(unit.output)
+            plan.quantized[unit.output] = None
         if unit.kind == "compute" or (unit.kind == "carry" and unit.output in plan.quantized):
             wants.add(id(unit))
     for param in flow.params:
         if _quantizable(param) and any(id(reader) in wants for reader in readers.get(param, ())):
-            plan.quantized.add(param)
+            plan.quantized[param] = None
     for unit in plan.units:
         if unit.same_scale and unit.kind == "carry" and unit.output in plan.quantized and unit.inputs[0] in plan.quantized:
             plan.source[unit.output] = unit.inputs[0]

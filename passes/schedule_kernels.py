@@ -17,7 +17,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvm_int8.kernel_op import constants_of, inputs_of, is_kernel, spec_of, tensor_of
+from tvm_int8.kernel_op import constants_of, inputs_of, is_kernel, spec_of, stored_of, tensor_of
 from tvm_int8.schedules.cpu import Cpu
 from tvm_int8.schedules.registry import deliver
 from tvm_int8.schedules.rule import Constants
@@ -50,6 +50,7 @@ class _Delivery:
         self.rows: dict[str, dict] = {}
         self._known: dict[str, tvm.ir.GlobalVar] = {}
         self._names: set[str] = set()
+        self._builder = relax.BlockBuilder()  # gives functions the type a call_tir wants to see
 
     def __call__(self, binding, value: Expr, _new: Rebuilder) -> Expr | None:
         if not is_kernel(value):
@@ -58,11 +59,12 @@ class _Delivery:
         kernel = deliver(spec, constants, self.cpu)
         key = replace(spec, layer="").to_json() + str([(c.shape, str(c.dtype)) for c in kernel.constants])
         if key not in self._known:
-            variable = tvm.ir.GlobalVar(self._unique(kernel.name))
-            self._known[key] = variable
-            self.functions[variable] = kernel.func.with_attr("global_symbol", variable.name_hint)
+            name = self._unique(kernel.name)
+            func = kernel.func.with_attr("global_symbol", name)
+            self._known[key] = variable = self._builder.add_func(func, name)
+            self.functions[variable] = func
         variable = self._known[key]
-        self.rows[binding.var.name] = _row(spec, kernel, variable.name_hint, tensor_of(value))
+        self.rows[binding.var.name] = _row(spec, kernel, variable.name_hint, tensor_of(value), stored_of(value))
         constants = [relax.const(np.ascontiguousarray(c), str(c.dtype)) for c in kernel.constants]
         return relax.call_tir(variable, [*inputs_of(value), *constants], out_ty=binding.var.ty)
 
@@ -81,7 +83,7 @@ def _constants(call: relax.Call) -> Constants:
     return Constants(single.get("weight"), single.get("bias"), tuple(array for role, array in found if role == "channel"))
 
 
-def _row(spec: Spec, kernel, function: str, tensor: str) -> dict:
+def _row(spec: Spec, kernel, function: str, tensor: str, stored) -> dict:
     moved = sum(np.prod(t.physical_shape) * np.dtype(t.dtype).itemsize for t in (*spec.inputs, spec.result))
     return {
         "function": function,
@@ -94,5 +96,5 @@ def _row(spec: Spec, kernel, function: str, tensor: str) -> dict:
         "macs": int(getattr(spec, "macs", 0)),
         "bytes": int(moved + sum(c.nbytes for c in kernel.constants)),
         "result": {"shape": list(spec.result.shape), "dtype": spec.result.dtype, "block": spec.result.block},
-        "output": {"zero_point": spec.output.zero_point},
+        "stored": list(stored) if stored is not None else None,
     }

@@ -40,6 +40,9 @@ from .rule import Constants, Rule
 from .vector import KernelBuilder, convert, load, registers, store
 
 
+UNROLLED_STEPS = 4  # reduction steps written out in the innermost loop
+
+
 @dataclass(frozen=True)
 class Axis:
     """One spatial axis of a phase: output t * out_step + out_offset reads inputs t * in_step + first + i * tap_step."""
@@ -123,7 +126,8 @@ def heuristic_knobs(spec: Conv2d, reduction: Reduction, cpu: Cpu, width: int) ->
         wasted = (tiles * ow_tile) / width * (-(-blocks // oc_tile) * oc_tile) / blocks
         loads = (1 / ow_tile + 1 / oc_tile) / 2
         idle = max(1.0, 10 / (ow_tile * oc_tile))  # ten accumulators hide the latency of two instructions per cycle
-        cost = wasted * max(idle, 1.0 + max(0.0, loads - 0.5)) + 0.05 * loads
+        # weights come from L2, data from L1: a tie goes to the tile that loads fewer weights
+        cost = wasted * max(idle, 1.0 + max(0.0, loads - 0.5)) + 0.05 * (2 / ow_tile + 0.5 / oc_tile)
         if best is None or cost < best[0]:
             best = (cost, {"ow_tile": ow_tile, "oc_tile": oc_tile})
     return best[1]
@@ -282,12 +286,16 @@ class _Builder:
                 store(acc, (o * pixels + i) * LANES, bias)
         if y.taps and x.taps:
             inner = red.per_block if red.whole_blocks else 1
+            unrolled = math.gcd(inner, UNROLLED_STEPS)
             with T.serial(red.length // inner) as outer, T.serial(len(y.taps)) as i, T.serial(len(x.taps)) as j:
                 position = ((outer * len(y.taps) + i) * len(x.taps) + j) * inner
                 row = place.ty * y.in_step + y.first + i * y.tap_step + self.pads[0]
                 column = place.tx * x.in_step + x.first + j * x.tap_step + self.pads[1]
-                for q in range(inner):
-                    self._emit_step(acc, place, x.in_step, position + q, self._step_address(place, outer, q, row, column))
+                with T.serial(inner // unrolled) as part:
+                    for q in range(unrolled):
+                        step = part * unrolled + q
+                        address = self._step_address(place, outer, step, row, column)
+                        self._emit_step(acc, place, x.in_step, position + step, address)
         self._emit_epilogue(phase, place, acc)
 
     def _step_address(self, place, outer, q, row, column):

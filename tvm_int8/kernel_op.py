@@ -32,7 +32,9 @@ def _infer_type(call, _builder):
 OP = _register()
 
 
-def kernel_call(spec: Spec, inputs, constants: list[tuple[str, np.ndarray]], tensor: str, shape) -> relax.Call:
+def kernel_call(
+    spec: Spec, inputs, constants: list[tuple[str, np.ndarray]], tensor: str, shape, stored: tuple[float, int] | None = None
+) -> relax.Call:
     """Order a kernel.
 
     Parameters
@@ -41,6 +43,7 @@ def kernel_call(spec: Spec, inputs, constants: list[tuple[str, np.ndarray]], ten
     constants : (role, array) with roles "weight", "bias", "channel" (repeated, in the order of the program's operands)
     tensor : the name in the float model of what the kernel delivers
     shape : the result's Relax shape
+    stored : (scale, zero point) of an integer result, None for float32
     """
     attrs = tvm.ir.make_node(
         "ir.DictAttrs",
@@ -49,6 +52,7 @@ def kernel_call(spec: Spec, inputs, constants: list[tuple[str, np.ndarray]], ten
         constants=[role for role, _ in constants],
         shape=[int(s) for s in shape],
         dtype=spec.result.dtype,
+        stored=[float(stored[0]), float(stored[1])] if stored is not None else [],
     )
     return relax.Call(OP, [*inputs, *(relax.const(np.ascontiguousarray(a), str(a.dtype)) for _, a in constants)], attrs)
 
@@ -64,6 +68,12 @@ def spec_of(call: relax.Call) -> Spec:
 def tensor_of(call: relax.Call) -> str:
     """The float model's name of the tensor a kernel delivers."""
     return str(call.attrs["tensor"])
+
+
+def stored_of(call: relax.Call) -> tuple[float, int] | None:
+    """(scale, zero point) of an integer result."""
+    values = [float(v) for v in call.attrs["stored"]]
+    return (values[0], int(values[1])) if values else None
 
 
 def inputs_of(call: relax.Call) -> list:

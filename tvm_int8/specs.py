@@ -19,11 +19,15 @@ LANES = 16  # channels in one block of the packed layout, int32/float32 lanes of
 
 @dataclass(frozen=True)
 class Tensor:
-    """A 4-D activation: logical NCHW shape, dtype and channel block (0: plain NCHW, else NCHW{block}c)."""
+    """An activation: logical NCHW shape, dtype and channel block (0: plain, else NCHW{block}c).
+
+    A plain [N, C] tensor has the logical shape [N, C, 1, 1] and `rank` 2.
+    """
 
     shape: tuple[int, int, int, int]
     dtype: str
     block: int = LANES
+    rank: int = 4
 
     @property
     def channel_blocks(self) -> int:
@@ -32,7 +36,7 @@ class Tensor:
     @property
     def physical_shape(self) -> tuple[int, ...]:
         if not self.block:
-            return self.shape
+            return self.shape[: self.rank]
         n, _, h, w = self.shape
         return (n, self.channel_blocks, h, w, self.block)
 
@@ -114,7 +118,7 @@ def from_json(text: str) -> Spec:
 
 
 def _tensor(values: dict) -> Tensor:
-    return Tensor(tuple(values["shape"]), values["dtype"], values["block"])
+    return Tensor(tuple(values["shape"]), values["dtype"], values["block"], values["rank"])
 
 
 def _tupled(value):

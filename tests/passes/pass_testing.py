@@ -1,4 +1,4 @@
-"""What the tests of the passes share: building small modules, listing their operators, and running them with plain TVM."""
+"""What the tests of the passes share: building small modules, listing their operators, running them with plain TVM."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def assert_unchanged(before: tvm.IRModule, after: tvm.IRModule) -> None:
 
 
 def transformed(compiler_pass, before: tvm.IRModule) -> tvm.IRModule:
-    """The module after a pass; checks on the way that a second run changes nothing and that `before` was not touched."""
+    """The module after a pass; checks on the way that a second run changes nothing and `before` was not touched."""
     text = before.script()
     after = compiler_pass(before)
     assert before.script() == text

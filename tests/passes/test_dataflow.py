@@ -159,7 +159,8 @@ def test_other_functions_and_module_attributes_survive():
 def test_a_network_the_size_of_resnet152_takes_well_under_a_second():
     def body(emit, x):
         for index in range(250):
-            x = emit(op.nn.relu(emit(op.add(x, emit(op.nn.conv2d(x, weight, padding=1), f"c{index}")), f"a{index}")), "r")
+            y = emit(op.nn.conv2d(x, weight, padding=1), f"conv{index}")
+            x = emit(op.nn.relu(emit(op.add(x, y), f"add{index}")), f"relu{index}")
         return op.exp(x)
 
     weight = const(2, 2, 3, 3)

@@ -106,13 +106,18 @@ def test_constant_output_and_names():
 
 X, Y = f32(2, 3, 4), f32(2, 3, 4, seed=9, low=0.5, high=2)
 CALLS = {
-    "binary": [f(constant(X), constant(Y)) for f in (op.add, op.subtract, op.multiply, op.divide, op.maximum, op.minimum)],
+    "binary": [
+        f(constant(X), constant(Y)) for f in (op.add, op.subtract, op.multiply, op.divide, op.maximum, op.minimum)
+    ],
     "compare": [f(constant(X), constant(Y)) for f in (op.equal, op.less, op.greater_equal)],
     "power": [op.power(constant(Y), constant(X))],
-    "unary": [f(constant(Y)) for f in (op.sqrt, op.rsqrt, op.exp, op.log, op.tanh, op.sigmoid, op.abs, op.negative, op.square)],
+    "unary": [
+        f(constant(Y)) for f in (op.sqrt, op.rsqrt, op.exp, op.log, op.tanh, op.sigmoid, op.abs, op.negative, op.square)
+    ],
     "rounding": [f(constant(X * 9)) for f in (op.floor, op.ceil, op.sign)],
     "integers": [f(i64(-7, 7, 9), i64(2, -2, 4)) for f in (op.divide, op.multiply, op.maximum)],
-    "reductions": [f(constant(X), [1], True) for f in (op.sum, op.mean, op.max, op.min, op.prod)] + [op.sum(constant(X))],
+    "reductions": [f(constant(X), [1], True) for f in (op.sum, op.mean, op.max, op.min, op.prod)]
+    + [op.sum(constant(X))],
     "shape": [
         op.reshape(constant(X), (6, 4)),
         op.flatten(constant(X)),

@@ -76,7 +76,7 @@ class ImportContext:
         return signal
 
     def can_lift(self, values) -> bool:
-        """Whether an element-wise operator on `values` may run on their [N, C, 1, W] forms, at least one of which exists."""
+        """Whether an element-wise operator may run on [N, C, 1, W] forms of `values`, at least one of which exists."""
         constants = [value for value in values if isinstance(value, np.ndarray)]
         variables = [value for value in values if value is not None and not isinstance(value, np.ndarray)]
         if any(value.ndim > 3 for value in constants) or not all(isinstance(v, relax.Var) for v in variables):

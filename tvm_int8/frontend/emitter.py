@@ -1,8 +1,8 @@
 """Build the canonical float module, one named binding at a time.
 
-Both importers (ONNX and Relax/torch) write through an `Emitter`. It keeps the function in A-normal form (every argument of a
-call is a variable or a constant), derives each variable's name from the layer that is being imported, remembers which
-layer every variable came from, and drops what nothing uses.
+Both importers (ONNX and Relax/torch) write through an `Emitter`. It keeps the function in A-normal form (every argument
+of a call is a variable or a constant), derives each variable's name from the layer that is being imported, remembers
+which layer every variable came from, and drops what nothing uses.
 """
 
 from __future__ import annotations

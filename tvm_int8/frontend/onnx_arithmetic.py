@@ -71,21 +71,24 @@ def binary(ctx, node: Node, a: Value, b: Value) -> relax.Var:
             sigmoid = ctx.emitter.defined_by(gate, "sigmoid")
             if sigmoid is not None and isinstance(x, relax.Var) and sigmoid.args[0].same_as(x):
                 return ctx.emit(op.nn.silu(x))
-    if node.op_type == "Pow" and ctx.dtype(a) != ctx.dtype(b):
-        b = (
-            b.astype(ctx.dtype(a))
-            if isinstance(b, np.ndarray)
-            else ctx.emit(op.astype(ctx.expr(b), ctx.dtype(a)), "exponent")
-        )
-    if (
-        node.op_type == "Pow"
-        and isinstance(b, np.ndarray)
-        and b.size == 1
-        and float(b.reshape(())) == 2.0
-        and b.ndim == 0
-    ):
-        return ctx.emit(op.multiply(ctx.expr(a), ctx.expr(a)))
+    if node.op_type == "Pow":
+        return _power(ctx, a, b)
     return ctx.emit(_BINARY[node.op_type](ctx.expr(a), ctx.expr(b)))
+
+
+def _power(ctx, base: Value, exponent: Value) -> relax.Var:
+    """A square is a product; anything else is computed in float32, integers too."""
+    dtype = ctx.dtype(base)
+    if isinstance(exponent, np.ndarray) and exponent.ndim == 0 and float(exponent) == 2.0:
+        return ctx.emit(op.multiply(ctx.expr(base), ctx.expr(base)))
+    if isinstance(exponent, np.ndarray):
+        exponent = exponent.astype(np.float32)
+    operands = [
+        ctx.expr(value) if ctx.dtype(value) == "float32" else op.astype(ctx.expr(value), "float32")
+        for value in (base, exponent)
+    ]
+    out = op.power(*operands)
+    return ctx.emit(out if dtype == "float32" else op.astype(op.round(out), dtype))
 
 
 @onnx_op("Div")

@@ -10,7 +10,7 @@ from tvm.relax import op
 
 from .onnx_registry import MICROSOFT, Node, onnx_op
 from .onnx_window import Window
-from .values import QuantizedConstant, Value
+from .values import QuantizedConstant, Value, transposed_copy
 
 
 @onnx_op("Conv")
@@ -95,7 +95,7 @@ def conv_transpose(ctx, node: Node, x: Value, weight: Value, bias: Value | None 
 
 
 def _transposed_window(node: Node, size, kernel) -> tuple[Window, tuple[int, ...]]:
-    """Explicit pads and output padding; ``auto_pad`` and ``output_shape`` say what the pads have to make of the input."""
+    """Explicit pads and output padding; ``auto_pad`` and ``output_shape`` say what the pads have to lead to."""
     rank = len(size)
     extra = tuple(node.get("output_padding") or [0] * rank)
     mode = node.get("auto_pad", "NOTSET")
@@ -147,7 +147,7 @@ def gemm(ctx, node: Node, a: Value, b: Value, c: Value | None = None) -> relax.V
 
 def _transpose_matrix(ctx, value: Value) -> Value:
     if isinstance(value, np.ndarray):
-        return np.ascontiguousarray(value.T)
+        return transposed_copy(value)
     if isinstance(value, QuantizedConstant):
         return value.transposed((1, 0))
     return ctx.emit(op.permute_dims(value, (1, 0)), "transposed")

@@ -32,7 +32,7 @@ def convert_with_tvm(ctx, node: Node, inputs) -> list[relax.Var]:
     ModelError
         The converter needs a kernel of its own (the canonical module has Relax operators only).
     """
-    module, parameters, arguments = _convert_alone(ctx, node, inputs)
+    module, arguments = _convert_alone(ctx, node, inputs)
     function = module["main"]
     if len(module.functions) > 1:
         raise node.error("has no Relax operator", "operators of a convolutional network", "leave it out of the model")
@@ -42,7 +42,7 @@ def convert_with_tvm(ctx, node: Node, inputs) -> list[relax.Var]:
             if not isinstance(binding, relax.VarBinding) or isinstance(binding.value, relax.If):
                 raise node.error("depends on the data", "static shapes", "leave it out of the model")
             value = substitute(binding.value, replaced)
-            kept = isinstance(value, relax.Var) or isinstance(value, tvm.ir.GenericConst)
+            kept = isinstance(value, relax.Var | tvm.ir.GenericConst)
             replaced[binding.var] = value if kept else ctx.emit(value)
     result = replaced.get(function.body.body, function.body.body)
     if not isinstance(result.ty, relax.TupleType):
@@ -71,7 +71,7 @@ def _convert_alone(ctx, node: Node, inputs):
                 result = builder.normalize(converter(builder, operands, attributes, [{}, {}]))
                 output = builder.emit_output(result)
             builder.emit_func_output(output)
-    return builder.get(), parameters, arguments
+    return builder.get(), arguments
 
 
 def onnx_function(ctx, node: Node, inputs) -> onnx.FunctionProto | None:

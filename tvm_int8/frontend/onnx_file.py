@@ -114,6 +114,9 @@ def check_onnx(proto: onnx.ModelProto, where: str) -> None:
     graph.node.extend(proto.graph.node)
     graph.input.extend(proto.graph.input)
     graph.output.extend(proto.graph.output)
+    for value in [*graph.input, *graph.output]:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()  # undeclared shapes are no error of the graph
     declared = {value.name for value in graph.input}
     weights = [*proto.graph.initializer, *(sparse.values for sparse in proto.graph.sparse_initializer)]
     for tensor in weights:

@@ -1,7 +1,7 @@
 """Evaluate ONNX nodes whose inputs are all constant.
 
-The operators shape computations are made of are written out in NumPy, for every opset; the rest goes to ONNX's reference
-evaluator. A node neither can evaluate stays in the graph.
+The operators shape computations are made of are written out in NumPy, for every opset; the rest goes to ONNX's
+reference evaluator. A node neither can evaluate stays in the graph.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _squeeze(node, x, axes=None):
 
 
 def slices_of(node: Node, shape, starts=None, ends=None, axes=None, steps=None) -> list[tuple[int, int, int]]:
-    """A (start, stop, step) per axis, normalised, for Slice of any opset; stop is -1 past the front of a negative step."""
+    """A normalised (start, stop, step) per axis, for Slice of any opset; a negative step may stop at -1."""
     starts = node.get("starts") if starts is None else starts
     ends = node.get("ends") if ends is None else ends
     axes = axes_of(node, axes) or list(range(len(starts)))

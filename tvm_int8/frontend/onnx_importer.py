@@ -1,9 +1,9 @@
 """Import an ONNX graph into the canonical module, node by node, folding constants and shapes on the way.
 
-Every value is known either as a NumPy array or as a Relax variable of static shape (`values`). A node whose inputs are all
-arrays is evaluated at once, and so is anything that depends on shapes only, so what exporters write to compute a shape
-never reaches the graph. Other nodes are written by a handler of `onnx_registry`, by TVM's own converter, or from the function
-body ONNX defines for the operator, in this order.
+Every value is known either as a NumPy array or as a Relax variable of static shape (`values`). A node whose inputs are
+all arrays is evaluated at once, and so is anything that depends on shapes only: what exporters write to compute a shape
+never reaches the graph. Other nodes are written by a handler of `onnx_registry`, by TVM's own converter, or from the
+function body ONNX defines for the operator, in this order.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Normalisation layers. Batch normalisation keeps its operator (a pass folds it); the others become reductions and arithmetic."""
+"""Normalisation layers.
+
+Batch normalisation keeps its operator, which a pass folds; the others become reductions and arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -96,8 +99,10 @@ def lp_normalization(ctx, node: Node, x: Value) -> relax.Var:
     """LpNormalization: divide by the 1- or 2-norm along an axis."""
     axis, x = int(node.get("axis", -1)), ctx.expr(x)
     if int(node.get("p", 2)) == 1:
-        return ctx.emit(op.divide(x, op.sum(op.abs(x), [axis], keepdims=True)))
-    return ctx.emit(op.divide(x, op.sqrt(op.sum(op.multiply(x, x), [axis], keepdims=True))))
+        norm = op.sum(op.abs(x), [axis], keepdims=True)
+    else:
+        norm = op.sqrt(op.sum(op.multiply(x, x), [axis], keepdims=True))
+    return ctx.emit(op.divide(x, op.maximum(norm, ctx.scalar(np.finfo(np.float32).tiny))))
 
 
 @onnx_op("LRN")

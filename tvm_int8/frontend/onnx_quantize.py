@@ -1,7 +1,7 @@
 """Quantised operators: QuantizeLinear and DequantizeLinear as they are, everything else as DQ -> float operator -> Q.
 
-A weight that arrives through DequantizeLinear stays the integers it is (`QuantizedConstant`); a bias stored as int32 becomes
-the float constant it stands for.
+A weight that arrives through DequantizeLinear stays the integers it is (`QuantizedConstant`); a bias stored as int32
+becomes the float constant it stands for.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Resize and Upsample of every opset.
 
-What an interpolation does along one axis is computed here, as ONNX defines it: an index per output for `nearest`, a matrix for
-`linear` and `cubic`. When ``image.resize2d`` does exactly that, it is used; when it does not (scales that do not divide,
-symmetric coordinates, axes other than height and width), the indices become a take and the matrix a matmul.
+What an interpolation does along one axis is computed here, as ONNX defines it: an index per output for `nearest`, a
+matrix for `linear` and `cubic`. When ``image.resize2d`` does exactly that, it is used; when it does not (scales that do
+not divide, symmetric coordinates, axes other than height and width), the indices become a take and the matrix a matmul.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _resize_axes(ctx, node: Node, x, changed: dict[int, Axis], method: str, mode
                 op.image.resize2d(x, (image[0].new, image[1].new), **_options("nearest_neighbor", "asymmetric"))
             )
         for axis, positions in indices.items():
-            x = ctx.emit(op.take(x, ctx.expr(positions), axis), f"axis{axis}")
+            x = ctx.emit(op.take(x, ctx.expr(positions), axis, mode="clip"), f"axis{axis}")
         return _extrapolate(ctx, node, x, changed, mode)
     if method not in ("linear", "bilinear", "cubic"):
         raise node.error(f"has mode '{method}'", "nearest, linear or cubic")
@@ -190,7 +190,10 @@ def _resize_axes(ctx, node: Node, x, changed: dict[int, Axis], method: str, mode
             else linear_matrix(spec, coordinate_mode)
         )
 
-    for candidate in sorted(_TVM_MODES, key=lambda name: name != mode) if is_image else ():
+    candidates = sorted(_TVM_MODES, key=lambda name: name != mode) if is_image else []
+    if any(spec.new == 1 for spec in image):
+        candidates = [name for name in candidates if name != "align_corners"]  # TVM divides by new - 1
+    for candidate in candidates:
         stretched = [Axis(spec.old, spec.new, spec.new / spec.old) for spec in image]
         if all(
             np.allclose(matrix(s, mode), matrix(t, candidate), atol=1e-5) for s, t in zip(image, stretched, strict=True)

@@ -138,7 +138,7 @@ def split(ctx, node: Node, x: Value, sizes: Value | None = None) -> list[Value]:
 
 
 def _take(ctx, x, axis: int, positions, suffix: str) -> relax.Var:
-    return ctx.emit(op.take(x, ctx.expr(np.asarray(positions, np.int64)), axis), suffix)
+    return ctx.emit(op.take(x, ctx.expr(np.asarray(positions, np.int64)), axis, mode="clip"), suffix)
 
 
 @onnx_op("Slice")
@@ -166,7 +166,7 @@ def gather(ctx, node: Node, x: Value, index: Value) -> Value:
     shape = ctx.shape(x)
     axis = int(node.get("axis", 0)) % len(shape)
     if isinstance(index, relax.Var):
-        return ctx.emit(op.take(ctx.expr(x), index, axis))
+        return ctx.emit(op.take(ctx.expr(x), index, axis, mode="wrap"))
     index = np.asarray(index)
     if index.size and (index.min() < -shape[axis] or index.max() >= shape[axis]):
         raise node.error(f"takes index {int(index.max())} of {shape[axis]}", "indices in range")
@@ -238,5 +238,6 @@ def space_to_depth(ctx, node: Node, x: Value) -> Value:
     """SpaceToDepth as reshape, transpose, reshape."""
     (n, c, h, w), block = ctx.shape(x), int(node.get("blocksize"))
     blocks = ctx.emit(op.reshape(ctx.expr(x), (n, c, h // block, block, w // block, block)), "blocks")
-    moved = ctx.emit(op.permute_dims(blocks, [0, 3, 5, 1, 2, 4]), "moved")
+    axes = [0, 3, 5, 1, 2, 4] if node.get("mode", "DCR") == "DCR" else [0, 1, 3, 5, 2, 4]
+    moved = ctx.emit(op.permute_dims(blocks, axes), "moved")
     return ctx.emit(op.reshape(moved, (n, c * block**2, h // block, w // block)))

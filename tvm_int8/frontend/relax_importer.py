@@ -1,7 +1,8 @@
 """Bring any Relax module (a user's own, or what TVM's PyTorch importer writes) into the canonical form.
 
-Parameters with known values become constants, symbolic shapes are bound, calls of other Relax functions are inlined, and every
-binding is written again through the same `Emitter` as an ONNX node, by a rule of `relax_rules` where its operator has one.
+Parameters with known values become constants, symbolic shapes are bound, calls of other Relax functions are inlined,
+and every binding is written again through the same `Emitter` as an ONNX node, by a rule of `relax_rules` where its
+operator has one.
 """
 
 from __future__ import annotations

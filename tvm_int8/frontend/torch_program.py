@@ -113,7 +113,7 @@ def _importer_class(layer_names: dict[str, str]):
 
 
 def _layer_of(node) -> str:
-    """``layer1.0.conv2`` for what one of torch's own modules does, ``layer1.0/add`` for an operation between modules."""
+    """``layer1.0.conv2`` for what one of torch's own modules does, ``layer1.0/add`` for what is between modules."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     if not stack:
         return node.name

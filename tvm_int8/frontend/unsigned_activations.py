@@ -10,7 +10,8 @@ After::
     q: uint8 = R.quantize(x, s, const(z + 128, "uint8"))
     y = R.dequantize(q, s2, const(z2 + 128, "uint8"))
 
-``saturate_int8(round(x / s) + z) + 128 == saturate_uint8(round(x / s) + z + 128)``, so the result is the same bit for bit.
+``saturate_int8(round(x / s) + z) + 128 == saturate_uint8(round(x / s) + z + 128)``, so the result is the same bit for
+bit.
 Not touched: quantised graph inputs and outputs (their dtype is the model's interface) and values other operators read.
 """
 

@@ -64,6 +64,14 @@ class QuantizedConstant:
         return None
 
 
+def transposed_copy(matrix: np.ndarray, rows: int = 64) -> np.ndarray:
+    """`matrix` transposed and contiguous, `rows` rows at a time: several times faster than one strided copy."""
+    out = np.empty(matrix.shape[::-1], matrix.dtype)
+    for start in range(0, len(matrix), rows):
+        out[:, start : start + rows] = matrix[start : start + rows].T
+    return out
+
+
 def along_axis(array: np.ndarray, axis: int, rank: int) -> np.ndarray:
     """A scalar as it is, a vector shaped to broadcast along `axis` of a tensor with `rank` axes."""
     return array if array.ndim == 0 else array.reshape([-1 if a == axis else 1 for a in range(rank)])
@@ -72,7 +80,7 @@ def along_axis(array: np.ndarray, axis: int, rank: int) -> np.ndarray:
 def real_constant(
     q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, axis: int
 ) -> np.ndarray | QuantizedConstant:
-    """``scale * (q - zero_point)`` of a constant: still quantised for 8 bits (as int8), a float32 array for any other width."""
+    """``scale * (q - zero_point)`` of a constant: in quantised form (int8) for 8 bits, float32 for any other width."""
     if q.dtype not in (np.int8, np.uint8):
         zero = along_axis(zero_point.astype(np.float64), axis, q.ndim)
         return ((q.astype(np.float64) - zero) * along_axis(scale, axis, q.ndim)).astype(np.float32)

@@ -1,0 +1,244 @@
+"""The public functions: compile, calibrate, load."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tvm
+
+from tvm_int8 import pipeline
+from tvm_int8.build import lower_and_build
+from tvm_int8.config import QuantizationConfig
+from tvm_int8.errors import CalibrationError, ConfigError
+from tvm_int8.frontend import load_model
+from tvm_int8.metadata import describe
+from tvm_int8.passes.dataflow import Dataflow
+from tvm_int8.passes.expressions import dtype_of, op_name, shape_of
+from tvm_int8.passes.quantization_plan import plan_quantization
+from tvm_int8.quantization.calibrate import collect
+from tvm_int8.quantization.calibration_table import CalibrationTable
+from tvm_int8.quantization.data import CalibrationBatches, InputSpec
+from tvm_int8.quantization.data_free import synthetic_batches, warn_data_free
+from tvm_int8.quantization.float_network import FloatNetwork
+from tvm_int8.quantization.layer_sqnr import layer_sqnr
+from tvm_int8.runtime import CompiledModule, load
+from tvm_int8.target import parse_target
+
+DEFAULT = QuantizationConfig()
+SYNTHETIC_BATCHES = 8
+
+
+def compile(  # noqa: A001 - the name is the public interface
+    model: Any,
+    target: Any = "native",
+    calibration: Any = None,
+    quantization: QuantizationConfig | Mapping | None = DEFAULT,
+    tuning_logs: Any = None,
+    num_threads: int | None = None,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    progress: bool = True,
+) -> CompiledModule:
+    """Compile a trained network into a module that runs in INT8 (or FP32).
+
+    Parameters
+    ----------
+    model : path, bytes, onnx.ModelProto, tvm.IRModule or torch.export.ExportedProgram
+        The network; a QDQ model brings its own scales.
+    target : str, dict or tvm.target.Target
+        "native" (this machine), "llvm -mcpu=cascadelake", or a bare mcpu.
+    calibration : iterable of inputs, array, CalibrationTable, or path (.npz, .npy, .json)
+        Typical inputs, preprocessed as for inference; or the table `calibrate` made of them. None: data-free ranges, with a warning.
+    quantization : QuantizationConfig, dict or None
+        None compiles FP32 with the same schedules.
+    tuning_logs : path, optional
+        Not consulted yet when empty: knobs then come from the CPU model.
+    num_threads : int, optional
+        Threads of the compiled module; default: TVM_NUM_THREADS or all cores.
+    input_shapes : dict of name -> shape, optional
+        Fixes symbolic dimensions.
+    progress : bool
+        Show a progress bar while calibrating.
+
+    Returns
+    -------
+    CompiledModule
+
+    Raises
+    ------
+    TvmInt8Error
+        One of its children, saying where, what was found, what was expected and what to do.
+    """
+    config = _config(quantization)
+    _check_threads(num_threads)
+    resolved = parse_target(target)
+    mod = pipeline.canonical_float()(load_model(model, input_shapes))
+    prepared, reference, notes = mod, None, {}
+    if config is not None and _is_quantized(mod):
+        notes["ranges"] = "the model's own QDQ scales"
+        if calibration is not None:
+            warnings.warn("the model is quantised already (QDQ): its own scales are used, calibration is ignored", stacklevel=2)
+    elif config is not None:
+        table, reference = _ranges(mod, calibration, config, progress)
+        prepared = pipeline.quantize(table, config)(mod)
+        notes["ranges"] = "calibration" if calibration is not None else "data-free"
+    executable, rows, lowered = lower_and_build(prepared, resolved.tvm_target, resolved.cpu)
+    metadata = describe(mod, lowered, rows, resolved, num_threads, _reasons(mod, config), notes)
+    module = CompiledModule(executable, metadata)
+    if reference is not None:
+        module = module.with_sqnr(layer_sqnr(module, rows, *reference))
+    return module
+
+
+def calibrate(
+    model: Any,
+    data: Any,
+    method: str | None = None,
+    config: QuantizationConfig | Mapping | None = None,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    progress: bool = True,
+) -> CalibrationTable:
+    """Observe the ranges of a network's activations on typical inputs, in one sweep.
+
+    Parameters
+    ----------
+    model : as for `compile`
+    data : iterable of inputs, array, or path (.npz, .npy)
+    method : str, optional
+        The calibrator ("minmax", "percentile"); overrides `config.method`.
+    config : QuantizationConfig or dict, optional
+
+    Returns
+    -------
+    CalibrationTable
+        Save it with `.save(path)`; `compile(model, calibration=table)` uses it.
+    """
+    options = (_config(config) or DEFAULT).to_dict() if config is not None else DEFAULT.to_dict()
+    config = QuantizationConfig.from_dict({**options, **({"method": method} if method else {})})
+    mod = pipeline.canonical_float()(load_model(model, input_shapes))
+    if _is_quantized(mod):
+        raise CalibrationError("model", "a QDQ model", "a float model", "its scales are in it already: compile it as it is")
+    plan = plan_quantization(Dataflow(mod), config)
+    points = [var.name for var in plan.points()]
+    batches = CalibrationBatches(data, _input_specs(mod))
+    return collect(_LazyNetwork(mod, points), batches, points, config, progress=progress)
+
+
+def _config(quantization: Any) -> QuantizationConfig | None:
+    if quantization is None or isinstance(quantization, QuantizationConfig):
+        return quantization
+    if isinstance(quantization, Mapping):
+        return QuantizationConfig.from_dict(quantization)
+    raise ConfigError("option 'quantization'", f"a {type(quantization).__name__}", "a QuantizationConfig, a dict of its options, or None")
+
+
+def _check_threads(num_threads: Any) -> None:
+    if num_threads is not None and (not isinstance(num_threads, int) or isinstance(num_threads, bool) or num_threads < 1):
+        raise ConfigError("option 'num_threads'", repr(num_threads), "a positive integer or None", "leave it out to use all cores")
+
+
+def _is_quantized(mod: tvm.IRModule) -> bool:
+    return any(op_name(binding.value) == "quantize" for binding in Dataflow(mod).bindings)
+
+
+def _input_specs(mod: tvm.IRModule) -> list[InputSpec]:
+    function = mod["main"]
+    names = [str(name) for name in function.attrs["input_names"]]
+    return [InputSpec(name, shape_of(param), dtype_of(param)) for name, param in zip(names, function.params)]
+
+
+class _LazyNetwork:
+    """Compiles the float network when the first batch arrives, so that bad data is reported at once."""
+
+    def __init__(self, mod: tvm.IRModule, names):
+        self.mod, self.names, self.network = mod, names, None
+
+    def __call__(self, batch):
+        if self.network is None:
+            self.network = FloatNetwork(self.mod, self.names)
+        return self.network(batch)
+
+
+class _KeepFirst:
+    """Passes batches on and remembers the first one, for the report's SQNR."""
+
+    def __init__(self, batches):
+        self.batches, self.first = batches, None
+
+    def __length_hint__(self) -> int:
+        import operator
+
+        return operator.length_hint(self.batches, 0)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        for batch in self.batches:
+            if self.first is None:
+                self.first = {name: np.array(array) for name, array in batch.items()}
+            yield batch
+
+
+def _ranges(mod: tvm.IRModule, calibration: Any, config: QuantizationConfig, progress: bool):
+    """(table, (float network, one batch) for the SQNR)."""
+    plan = plan_quantization(Dataflow(mod), config)
+    for pattern in config.unmatched_exclusions([(unit.layer, unit.op) for unit in plan.units]):
+        warnings.warn(f"exclude entry {pattern!r} matches no layer of the model", stacklevel=4)
+    points = [var.name for var in plan.points()]
+    names = list(dict.fromkeys([*points, *(unit.output.name for unit in plan.units if unit.group is not None)]))
+    network, specs = _LazyNetwork(mod, names), _input_specs(mod)
+    if _is_table(calibration):
+        table = calibration if isinstance(calibration, CalibrationTable) else CalibrationTable.load(calibration)
+        table.check_model([var.name for var in _all_vars(mod)], points)
+        batch = next(iter(synthetic_batches({s.name: s.shape for s in specs}, 1)))
+        return table, (network, _scaled_to(table, plan, batch, mod))
+    if calibration is None:
+        warn_data_free(stacklevel=4)
+        batches = _KeepFirst(list(synthetic_batches({s.name: s.shape for s in specs}, SYNTHETIC_BATCHES)))
+    else:
+        batches = _KeepFirst(CalibrationBatches(calibration, specs))
+    table = collect(network, batches, points, config, progress=progress)
+    return table, (network, batches.first)
+
+
+def _is_table(calibration: Any) -> bool:
+    path = isinstance(calibration, (str, os.PathLike)) and os.fspath(calibration).endswith(".json")
+    return isinstance(calibration, CalibrationTable) or path
+
+
+def _all_vars(mod: tvm.IRModule):
+    flow = Dataflow(mod)
+    return [*flow.params, *flow.producer]
+
+
+def _scaled_to(table: CalibrationTable, plan, batch, mod: tvm.IRModule):
+    """Synthetic inputs stretched over the calibrated range of each input."""
+    names = {str(name): param.name for name, param in zip(mod["main"].attrs["input_names"], mod["main"].params)}
+    for name, array in batch.items():
+        if names[name] in table:
+            low, high = table[names[name]].low, table[names[name]].high
+            spread = (array - array.min()) / max(float(array.max() - array.min()), 1e-12)
+            batch[name] = (low + spread * (high - low)).astype(np.float32)
+    return batch
+
+
+def _reasons(mod: tvm.IRModule, config: QuantizationConfig | None) -> dict[str, str]:
+    """layer -> why it is not in INT8."""
+    if config is None:
+        return {"*": "compiled with quantization=None"}
+    if _is_quantized(mod):
+        return {"*": "the QDQ model leaves it in float"}
+    plan = plan_quantization(Dataflow(mod), config)
+    reasons = {}
+    for unit in plan.units:
+        if unit.reason:
+            reasons[unit.layer] = unit.reason
+        elif unit.kind == "carry" and unit.output not in plan.quantized:
+            reasons[unit.layer] = "only float operators or the model's outputs read it"
+    return reasons
+
+
+__all__ = ["calibrate", "compile", "load"]

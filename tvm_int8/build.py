@@ -1,0 +1,73 @@
+"""From a lowered Relax module to an executable and the metadata that travels with it."""
+
+from __future__ import annotations
+
+import json
+
+import tvm
+from tvm import relax
+
+from tvm_int8 import pipeline
+from tvm_int8.errors import TvmInt8Error
+from tvm_int8.passes.dataflow import Dataflow
+from tvm_int8.passes.expressions import shape_of
+from tvm_int8.schedules.cpu import Cpu
+
+
+def lower_and_build(mod: tvm.IRModule, target: tvm.target.Target, cpu: Cpu):
+    """Lower a canonical module and compile it.
+
+    Returns
+    -------
+    executable : relax.VMExecutable
+    rows : list of dict
+        One per kernel call, in the order of execution (see `passes.schedule_kernels`).
+    lowered : IRModule
+        What the code generator was given, for inspection.
+    """
+    lowered = pipeline.lower(cpu)(mod)
+    rows = kernel_rows(lowered)
+    try:
+        executable = tvm.compile(lowered, target, relax_pipeline=pipeline.to_executable())
+    except Exception as error:  # LLVM and the Relax code generator raise whatever they like
+        raise TvmInt8Error(
+            "code generation", f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}", "code that compiles",
+            "report this with the model; quantization=None or another target may work meanwhile",
+        ) from error  # fmt: skip
+    return executable, rows, lowered
+
+
+def kernel_rows(lowered: tvm.IRModule) -> list[dict]:
+    """What each call of a scheduled function is, in order; islands included."""
+    known = json.loads(lowered.attrs["tvm_int8.kernels"]) if lowered.attrs and "tvm_int8.kernels" in lowered.attrs else {}
+    names = dict(lowered["main"].attrs["layer_names"]) if "layer_names" in lowered["main"].attrs else {}
+    rows = []
+    for binding in Dataflow(lowered).bindings:
+        call = binding.value
+        if not isinstance(call, relax.Call) or getattr(call.op, "name", "") != "relax.call_tir":
+            continue
+        function = call.args[0].name_hint
+        row = known.get(binding.var.name)
+        if row is None or row["function"] != function:
+            row = _island_row(binding, function, str(names.get(binding.var.name, binding.var.name)), lowered)
+        rows.append(row)
+    return rows
+
+
+def _island_row(binding, function: str, layer: str, lowered: tvm.IRModule) -> dict:
+    attrs = lowered[function].attrs
+    unscheduled = str(attrs["tvm_int8.unscheduled"]) if attrs and "tvm_int8.unscheduled" in attrs else ""
+    shape = shape_of(binding.var) if isinstance(binding.var.ty, relax.TensorType) else ()
+    return {
+        "function": function,
+        "layer": layer,
+        "op": function,
+        "kernel": function,
+        "tensor": binding.var.name,
+        "precision": "float32",
+        "origin": "island" + (f" (unscheduled: {unscheduled})" if unscheduled else ""),
+        "macs": 0,
+        "bytes": 0,
+        "result": {"shape": list(shape), "dtype": "", "block": 0},
+        "stored": None,
+    }

@@ -1,0 +1,81 @@
+"""The compiler, pass by pass, in order, with the reason for every ordering constraint."""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+
+from tvm_int8.config import QuantizationConfig
+from tvm_int8.passes.assign_layouts import AssignLayouts
+from tvm_int8.passes.canonicalize import Canonicalize
+from tvm_int8.passes.dense_to_conv2d import DenseToConv2d
+from tvm_int8.passes.fold_batch_norm import FoldBatchNorm
+from tvm_int8.passes.fold_constants import FoldConstants
+from tvm_int8.passes.fold_scale_shift import FoldScaleShift
+from tvm_int8.passes.insert_qdq import InsertQdq
+from tvm_int8.passes.move_integers import MoveIntegers
+from tvm_int8.passes.observe import Observe
+from tvm_int8.passes.order_kernels import OrderKernels
+from tvm_int8.passes.schedule_islands import ScheduleIslands
+from tvm_int8.passes.schedule_kernels import ScheduleKernels
+from tvm_int8.passes.unsigned_activations import UnsignedActivations
+from tvm_int8.quantization.calibration_table import CalibrationTable
+from tvm_int8.schedules.cpu import Cpu
+
+
+def canonical_float() -> tvm.transform.Pass:
+    """Passes 1: what the frontend delivers -> the smallest float network that computes the same."""
+    return tvm.transform.Sequential(
+        [
+            FoldConstants(),  # first, because the folds below look for constant operands
+            Canonicalize(),  # because patterns are stated on one spelling of each operator
+            FoldBatchNorm(),  # before scale/shift, because what it cannot fold becomes one
+            FoldScaleShift(),
+            FoldConstants(),  # again, because folding leaves arithmetic on constants behind
+            DenseToConv2d(),  # last, because batch norms behind dense layers are folded as matmuls
+        ]
+    )
+
+
+def observe(names: list[str]) -> tvm.transform.Pass:
+    """The float network that also returns the tensors called `names`."""
+    return Observe(names)
+
+
+def quantize(table: CalibrationTable, config: QuantizationConfig) -> tvm.transform.Pass:
+    """Passes 2: canonical float -> QDQ."""
+    return InsertQdq(table, config)
+
+
+def lower(cpu: Cpu) -> tvm.transform.Pass:
+    """Passes 3: QDQ (or float) -> calls of scheduled functions."""
+    return tvm.transform.Sequential(
+        [
+            UnsignedActivations(),  # before everything that reads scales, because kernels take uint8
+            MoveIntegers(),  # before ordering, because a moved integer needs no dequantize
+            OrderKernels(),
+            AssignLayouts(),  # after ordering, because layouts belong to kernels
+            relax.transform.LegalizeOps(),  # the islands; kernel orders are no operators TVM knows
+            relax.transform.RewriteDataflowReshape(),  # before scheduling, because it recognises views by their blocks
+            ScheduleIslands(cpu),
+            ScheduleKernels(cpu),  # last, because its functions are explicit loops that no pass over blocks may see
+        ]
+    )
+
+
+def to_executable() -> tvm.transform.Pass:
+    """Relax with scheduled functions -> what the virtual machine's code generator takes."""
+    return tvm.transform.Sequential(
+        [
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+    )

@@ -1,0 +1,42 @@
+"""The float network on this machine, returning its inner tensors: what calibration and the report's SQNR look at."""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvm_int8 import pipeline
+from tvm_int8.build import lower_and_build
+from tvm_int8.passes.dataflow import Dataflow
+from tvm_int8.target import parse_target
+
+
+class FloatNetwork:
+    """Compiled once for this CPU; called with a batch, returns {tensor name: float32 array} for `names`.
+
+    Parameters
+    ----------
+    mod : IRModule
+        Canonical float module.
+    names : sequence of str
+        Variables of `main` to observe; names of inputs are returned as given.
+    """
+
+    def __init__(self, mod: tvm.IRModule, names):
+        flow = Dataflow(mod)
+        self._inputs = [(str(name), param) for name, param in zip(mod["main"].attrs["input_names"], flow.params)]
+        params = {param.name: name for name, param in self._inputs}
+        self._given = [(name, params[name]) for name in names if name in params]
+        self._observed = [name for name in names if name not in params]
+        resolved = parse_target("native")
+        executable, _, _ = lower_and_build(pipeline.observe(self._observed)(mod), resolved.tvm_target, resolved.cpu)
+        self._skip = len(flow.outputs)
+        self._machine = relax.VirtualMachine(executable, tvm.cpu())
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one batch, input name -> array."""
+        arrays = [tvm.runtime.tensor(np.ascontiguousarray(batch[name])) for name, _ in self._inputs]
+        results = list(self._machine["main"](*arrays))[self._skip :]
+        found = {name: np.from_dlpack(result) for name, result in zip(self._observed, results, strict=True)}
+        return found | {name: batch[given] for name, given in self._given}
