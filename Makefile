@@ -32,7 +32,7 @@ test-quick: $(VENV)/.installed-test
 # mypy reads the package as it is installed, with passes/ and schedules/ inside it: a tree of links says so.
 LINKED := build/typecheck/tvm_int8
 lint: $(VENV)/.installed-lint
-	@$(BIN)/ruff check --quiet . && echo "ruff: clean"
+	@$(BIN)/ruff check --quiet --output-format concise . && echo "ruff: clean"
 	@rm -rf $(LINKED) && mkdir -p $(LINKED)
 	@ln -s $(CURDIR)/tvm_int8/*.py $(CURDIR)/tvm_int8/*/ $(CURDIR)/passes $(CURDIR)/schedules $(LINKED)
 	@cd build/typecheck && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p tvm_int8

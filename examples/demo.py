@@ -22,6 +22,7 @@ from rich.table import Table
 
 import tvm_int8
 from benchmarks.generate import resnet50
+from benchmarks.images import synthetic_images
 from examples.digits import data as digits
 from tvm_int8.quantization.sqnr import sqnr_db
 
@@ -98,28 +99,24 @@ def demo_resnet50() -> None:
     say("drawing the weights of a ResNet-50")
     model = resnet50()
     info = model.graph.input[0]
-    shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
-    rng = np.random.default_rng(0)
-    inputs = [{info.name: rng.standard_normal(shape, dtype=np.float32)} for _ in range(4)]
-    say("calibrating ResNet-50 on 4 inputs")
+    channels, height, width = (dim.dim_value for dim in info.type.tensor_type.shape.dim[1:])
+    say("calibrating it on 4 synthetic images")
+    inputs = [{info.name: image} for image in synthetic_images(4, (channels, height, width))]
     table = tvm_int8.calibrate(model, inputs, method="minmax")
 
-    cores = len(os.sched_getaffinity(0))
+    say("compiling it in FP32")
+    fp32 = tvm_int8.compile(model, quantization=None)
+    say("compiling it in INT8")
+    int8 = tvm_int8.compile(model, calibration=table)
+
     result = columns("ResNet-50, 224x224, batch 1: latency in ms", ["threads", "FP32", "INT8", "speed-up"])
-    for threads in sorted({1, cores}):
-        say(f"compiling ResNet-50 in FP32 and INT8 for {threads} thread{'s' * (threads > 1)}, timing")
-        fp32 = tvm_int8.compile(model, quantization=None, num_threads=threads).benchmark()
-        int8_module = tvm_int8.compile(model, calibration=table, num_threads=threads)
-        int8 = int8_module.benchmark()
-        speed_up = fp32.median_ms / int8.median_ms
-        result.add_row(str(threads), milliseconds(fp32), milliseconds(int8), f"{speed_up:.2f}x")
+    for threads in sorted({1, len(os.sched_getaffinity(0))}):
+        say(f"timing both on {threads} thread{'s' * (threads > 1)}")
+        times = [module.benchmark(num_threads=threads) for module in (fp32, int8)]
+        speed_up = times[0].median_ms / times[1].median_ms
+        result.add_row(str(threads), *(milliseconds(t) for t in times), f"{speed_up:.2f}x")
     console.print(result)
-    console.print(f"[bold]{summary(int8_module.report)}[/]", soft_wrap=True)
-
-
-def summary(report: Any) -> str:
-    """One line for the per-layer report, such as "53/53 convolutions in INT8"."""
-    return report.summary()
+    console.print(f"[bold]{int8.report.summary}[/]", soft_wrap=True)
 
 
 def main() -> None:

@@ -35,9 +35,10 @@ from tvm_int8.specs import LANES, Conv2d, Kernel
 from . import dot
 from .cpu import Cpu
 from .epilogue import Epilogue
+from .lanes import store_vectors
 from .padding import emit_padded_copy
 from .rule import Constants, Rule
-from .vector import KernelBuilder, convert, load, registers, store
+from .vector import KernelBuilder, Registers, convert, finish, load, store
 
 
 UNROLLED_STEPS = 4  # reduction steps written out in the innermost loop
@@ -279,11 +280,11 @@ class _Builder:
 
     def _emit_tile(self, phase, place: "_Place") -> None:
         (y, x), red, blocks, pixels = phase, self.reduction, place.blocks, place.pixels
-        acc = registers(blocks * pixels, self.acc_dtype)
+        acc = Registers(blocks * pixels, self.acc_dtype)
         for o in range(blocks):
             bias = T.Bind(load(self.bias, (place.bias_block + place.block + o) * LANES))
             for i in range(pixels):
-                store(acc, (o * pixels + i) * LANES, bias)
+                acc[o * pixels + i] = bias
         if y.taps and x.taps:
             inner = red.per_block if red.whole_blocks else 1
             unrolled = math.gcd(inner, UNROLLED_STEPS)
@@ -328,8 +329,8 @@ class _Builder:
         for i in range(place.pixels):
             value = self.multiply_add.broadcast(self.source, address + i * in_step * self.data.block)
             for o in range(place.blocks):
-                index = (o * place.pixels + i) * LANES
-                store(acc, index, self.multiply_add(load(acc, index), value, weights[o]))
+                index = o * place.pixels + i
+                acc[index] = self.multiply_add(acc[index], value, weights[o])
 
     def _emit_epilogue(self, phase, place, acc) -> None:
         y, x = phase
@@ -340,12 +341,18 @@ class _Builder:
         for o in range(place.blocks):
             plane = place.image * self.result.channel_blocks + place.block + o
             per_channel = self.epilogue.per_channel(place.image, place.block + o)
+            values, indices = [], []
             for i in range(place.pixels):
                 pixel = row * out_w + (place.tx + i) * x.out_step + x.out_offset
-                value = load(acc, (o * place.pixels + i) * LANES)
+                value = acc[o * place.pixels + i]
                 value = convert(value, "float32") if self.integer else value
-                index = (plane * (out_h * out_w) + pixel) * LANES
-                store(self.out, index, self.epilogue.emit(per_channel, index, place.image * (out_h * out_w) + pixel, value))
+                indices.append((plane * (out_h * out_w) + pixel) * LANES)
+                values.append(self.epilogue.run(per_channel, indices[-1], place.image * (out_h * out_w) + pixel, value))
+            if x.out_step == 1:
+                store_vectors(self.out, indices[0], values, self.spec.output, self.cpu)
+            else:
+                for index, value in zip(indices, values):
+                    store(self.out, index, finish(value, self.spec.output))
 
 
 @dataclass(frozen=True)

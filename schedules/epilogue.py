@@ -1,4 +1,4 @@
-"""Emits a spec's program behind the accumulators of a kernel: operands fetched, steps run, result narrowed."""
+"""Emits a spec's program behind the accumulators of a kernel: operands fetched, steps run."""
 
 from __future__ import annotations
 
@@ -57,8 +57,16 @@ class Epilogue:
                     values.append(None)
         return values
 
-    def emit(self, per_channel: list, index, pixel, accumulator):
-        """The output vector at flat output `index`, at `pixel` (flat [N, H, W] index), from a float32 accumulator vector."""
+    def run(self, per_channel: list, index, pixel, accumulator):
+        """The program's result, not yet narrowed to the output's dtype.
+
+        Parameters
+        ----------
+        per_channel : what `per_channel` returned
+        index : flat index of the vector in the output
+        pixel : flat [N, H, W] index
+        accumulator : float32 vector
+        """
         tensors = iter(self._tensors)
         values = []
         for operand, value in zip(self.operands, per_channel):
@@ -71,7 +79,8 @@ class Epilogue:
                 scalar = real(load(buffer, pixel * LANES, 1), operand.dtype, operand.zero_point, 1)
                 value = T.broadcast(scalar, LANES)
             values.append(value)
-        return finish(run_program(self.spec.program, values), self.spec.output)
+        return run_program(self.spec.program, values)
 
-
-
+    def emit(self, per_channel: list, index, pixel, accumulator):
+        """`run`, narrowed to the output's dtype."""
+        return finish(self.run(per_channel, index, pixel, accumulator), self.spec.output)

@@ -71,9 +71,21 @@ def scratch(elements: int, dtype: str):
     return T.alloc_buffer((elements,), dtype, scope="global")
 
 
-def registers(vectors: int, dtype: str):
-    """`vectors` x 16 lanes that LLVM keeps in registers as long as every index is a constant."""
-    return T.alloc_buffer((vectors * LANES,), dtype, scope="local")
+class Registers:
+    """A bank of sixteen-lane accumulators that LLVM keeps in registers; indices are Python integers.
+
+    One small buffer each, of scope "global": those go on the stack, from where LLVM promotes them. Buffers of scope "local", and
+    large ones, would be allocated on the heap, once per tile, and written.
+    """
+
+    def __init__(self, vectors: int, dtype: str):
+        self._buffers = [T.alloc_buffer((LANES,), dtype, scope="global") for _ in range(vectors)]
+
+    def __getitem__(self, index: int):
+        return load(self._buffers[index], 0)
+
+    def __setitem__(self, index: int, value) -> None:
+        store(self._buffers[index], 0, value)
 
 
 def load(buffer, index, lanes: int = LANES):

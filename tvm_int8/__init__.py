@@ -28,20 +28,20 @@ check_tvm()
 find_mapped_packages()
 
 if TYPE_CHECKING:
-    from tvm_int8.api import calibrate, compile, load, quantize, tune
+    from tvm_int8.api import calibrate, compile, quantize, tune
     from tvm_int8.config import QuantizationConfig
     from tvm_int8.quantization.calibration_table import CalibrationTable
-    from tvm_int8.runtime import CompiledModule
+    from tvm_int8.runtime import CompiledModule, load
 
 _LAZY = {
     "compile": "tvm_int8.api",
-    "load": "tvm_int8.api",
     "calibrate": "tvm_int8.api",
     "quantize": "tvm_int8.api",
     "tune": "tvm_int8.api",
     "CalibrationTable": "tvm_int8.quantization.calibration_table",
     "QuantizationConfig": "tvm_int8.config",
     "CompiledModule": "tvm_int8.runtime",
+    "load": "tvm_int8.runtime",
 }
 
 __all__ = [

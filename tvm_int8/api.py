@@ -13,9 +13,9 @@ import tvm
 from tvm_int8 import pipeline
 from tvm_int8.build import lower_and_build
 from tvm_int8.config import QuantizationConfig
+from tvm_int8.describe import describe
 from tvm_int8.errors import CalibrationError, ConfigError
 from tvm_int8.frontend import load_model
-from tvm_int8.metadata import describe
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import dtype_of, op_name, shape_of
 from tvm_int8.passes.quantization_plan import plan_quantization
@@ -26,7 +26,7 @@ from tvm_int8.quantization.data_free import synthetic_batches, warn_data_free
 from tvm_int8.quantization.float_network import FloatNetwork
 from tvm_int8.quantization.layer_sqnr import layer_sqnr
 from tvm_int8.runtime import CompiledModule, load
-from tvm_int8.target import parse_target
+from tvm_int8.target import missing_features, parse_target
 
 DEFAULT = QuantizationConfig()
 SYNTHETIC_BATCHES = 8
@@ -86,12 +86,15 @@ def compile(  # noqa: A001 - the name is the public interface
         table, reference = _ranges(mod, calibration, config, progress)
         prepared = pipeline.quantize(table, config)(mod)
         notes["ranges"] = "calibration" if calibration is not None else "data-free"
-    executable, rows, lowered = lower_and_build(prepared, resolved.tvm_target, resolved.cpu)
-    metadata = describe(mod, lowered, rows, resolved, num_threads, _reasons(mod, config), notes)
-    module = CompiledModule(executable, metadata)
-    if reference is not None:
-        module = module.with_sqnr(layer_sqnr(module, rows, *reference))
-    return module
+    executable, rows, _ = lower_and_build(prepared, resolved.tvm_target, resolved.cpu)
+
+    def metadata(sqnr=None):
+        return describe(mod, rows, resolved, num_threads, _reasons(mod, config), sqnr, notes)
+
+    module = CompiledModule(executable, metadata())
+    if reference is None or missing_features(resolved.features):
+        return module
+    return CompiledModule(executable, metadata(layer_sqnr(module, rows, *reference)))
 
 
 def calibrate(

@@ -44,8 +44,7 @@ def default_num_threads() -> int:
         value = os.environ.get(name, "").strip()
         if value.isdecimal() and int(value) > 0:
             return min(int(value), len(usable_cpus()))
-    cores = {_first_sibling(cpu) for cpu in usable_cpus()}
-    return max(1, min(len(cores), _quota()))
+    return _core_count(tuple(usable_cpus()))
 
 
 def cache_bytes(level: int) -> int | None:
@@ -56,6 +55,12 @@ def cache_bytes(level: int) -> int | None:
         if _read(index / "level").strip() == str(level) and kind in ("Data", "Unified") and size:
             return int(size.group(1)) << {"K": 10, "M": 20}[size.group(2)]
     return None
+
+
+@functools.cache
+def _core_count(cpus: tuple[int, ...]) -> int:
+    cores = {_first_sibling(cpu) for cpu in cpus}
+    return max(1, min(len(cores), _quota()))
 
 
 def _first_sibling(cpu: int) -> str:

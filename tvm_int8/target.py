@@ -38,10 +38,15 @@ _CPUINFO_NAMES = {
     **{name: name for name in ("avx", "avx2", "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl")},
     **{name: name for name in ("avx512ifma", "avx512vbmi")},
     **{f"avx512{name}": f"avx512_{name}" for name in ("vbmi2", "vnni", "bitalg", "vpopcntdq", "bf16", "fp16")},
-    **{"sse3": "pni", "sse4.1": "sse4_1", "sse4.2": "sse4_2", "lzcnt": "abm", "bmi": "bmi1"},
-    **{"avxvnni": "avx_vnni", "avxifma": "avx_ifma"},
+    "sse3": "pni",
+    "sse4.1": "sse4_1",
+    "sse4.2": "sse4_2",
+    "lzcnt": "abm",
+    "bmi": "bmi1",
+    "avxvnni": "avx_vnni",
+    "avxifma": "avx_ifma",
 }
-"""LLVM's features that its code generator may use unasked -> their names in /proc/cpuinfo. Features reached only through
+"""LLVM's features that its code generator may use unasked -> their names in /proc/cpuinfo. Features reached only by
 intrinsics (AES, SHA, AMX, ...) and those of the operating system are left out: a virtual machine may hide them."""
 
 _UNCHECKED = {"avx10.2", "egpr"}
@@ -115,7 +120,8 @@ def parse_target(target: Any = "native") -> ResolvedTarget:
         raise
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise TargetError(where, f"TVM does not accept it ({lines[-1][:200]})", "an LLVM CPU target", _ACTION) from error
+        found = f"TVM does not accept it ({lines[-1][:200]})"
+        raise TargetError(where, found, "an LLVM CPU target", _ACTION) from error
 
 
 @functools.cache
@@ -260,11 +266,12 @@ def _check_mcpu(mcpu: str, where: str) -> str:
 def _native_mcpu(where: str) -> tuple[str, tuple[str, ...]]:
     """Return LLVM's name of this machine's CPU and ``-feature`` for what a hypervisor hides of it.
 
-    A CPU that this LLVM does not know, or of which too much is hidden, is taken for the best plain one that it contains.
+    A CPU that this LLVM does not know, or of which too much is hidden, is taken for the best plain one within it.
     """
     for name in (codegen.llvm_get_system_cpu(), "icelake-server", "cascadelake", "skylake-avx512"):
         features = _llvm_features(name)
-        hidden = {feature for feature in features if _CPUINFO_NAMES.get(feature, "") in missing_features(_named(features))}
+        missing = missing_features(_named(features))
+        hidden = {feature for feature in features if _CPUINFO_NAMES.get(feature) in missing}
         if _dot(features) and not hidden & (_BASE | {"avx512vnni"}):
             return name, tuple(f"-{feature}" for feature in sorted(hidden | features & _UNCHECKED))
     missing = missing_features(_named(_BASE))

@@ -1,8 +1,8 @@
 """Handwritten digits for the demo: scikit-learn's 1797 scans, upscaled, in one fixed split.
 
 The scans are 8x8 with values 0..16 ("Optical Recognition of Handwritten Digits" by E. Alpaydin and C. Kaynak, from the
-UCI repository, shipped inside scikit-learn, so nothing is downloaded). They are upscaled bilinearly to 64x64, which gives the network real work to do. The split is one
-seeded permutation of all images, so it is the same everywhere:
+UCI repository, shipped inside scikit-learn, so nothing is downloaded). They are upscaled bilinearly to 64x64, which
+gives the network real work to do. The split is one seeded permutation of all images, so it is the same everywhere:
 
 ==============  ======  ===================================================================
 part            images  used for

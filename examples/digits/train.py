@@ -1,8 +1,10 @@
 """Train the demo's ResNet-8 on handwritten digits and write it as ONNX: ``python train.py [resnet8_digits.onnx]``.
 
 Needs torch and onnx; about two minutes on one core. The ONNX file is checked in, so only someone who changes the
-network runs this; it printed an accuracy of 0.9900 on the calibration part and 0.9850 on the held-out one. The network is the ResNet-8 of MLPerf Tiny with one input channel: a 3x3 stem, three basic blocks of
-16, 32 and 64 channels (the last two with stride 2 and a 1x1 projection), global average pooling, one dense layer.
+network runs this; it printed an accuracy of 0.9900 on the calibration part and of 0.9850 on the held-out one.
+
+The network is the ResNet-8 of MLPerf Tiny with one input channel: a 3x3 stem, three basic blocks of 16, 32 and 64
+channels (the last two with stride 2 and a 1x1 projection), global average pooling, one dense layer.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ import pytest
 
 from tests.schedules.kernel_testing import CASCADELAKE, ZNVER4, assembly, assert_exact, random_array
 from tvm_int8.schedules.cpu import Cpu
-from tvm_int8.schedules.depthwise_conv2d import DepthwiseConv2dRule, uses_interleaved
+from tvm_int8.schedules.depthwise_conv2d import DepthwiseConv2dRule
+from tvm_int8.schedules.depthwise_interleaved import uses_interleaved
 from tvm_int8.schedules.rule import Constants
 from tvm_int8.specs import Conv2d, Operand, Output, Program, Tensor
 
