@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax
 
-from tvm_int8.specs import ChannelGather, Conv2d, Operand, Output, Pool2d, Program, Resize2d, Tensor, Window2d
+from tvm_int8.specs import NOTHING, ChannelGather, Conv2d, Operand, Output, Pool2d, Program, Resize2d, Tensor, Window2d
 
 from .conversions import conversion
 from .epilogue_expression import ACC, apply, channel, linearize, number, split_bias
-from .expressions import dtype_of, op_name, shape_of
+from .expressions import const_value, dtype_of, op_name, shape_of
 from .groups import logical_shape, slice_ranges
 from .quantized_values import dequantized, quantization_of, quantized_weight, real_weight
 from .resize_tables import axis_table
@@ -195,10 +195,20 @@ def strided_slice(group) -> relax.Call:
     return _window(group, call.args[0], start=begins, step=steps, real_pad=0.0)
 
 
+def take(group) -> relax.Call:
+    """A constant selection of channels."""
+    source, order = group.group.anchor.value.args
+    channels = shape_of(source)[1]
+    return gather_channels(group, [source], tuple((0, int(c) % channels) for c in const_value(order)))
+
+
 def pad(group) -> relax.Call:
-    """Constant padding of rows and columns."""
+    """Constant padding of rows and columns, or zeros in front of and behind the channels."""
     call = group.group.anchor.value
     widths = _ints(call.attrs.pad_width)
+    if any(widths[2:4]):
+        copied = tuple((0, c) for c in range(shape_of(call.args[0])[1]))
+        return gather_channels(group, [call.args[0]], (NOTHING,) * widths[2] + copied + (NOTHING,) * widths[3])
     return _window(group, call.args[0], start=(-widths[4], -widths[6]), step=(1, 1), real_pad=float(call.attrs.pad_value))
 
 
@@ -228,4 +238,5 @@ BUILDERS = {
     "concat": concat,
     "strided_slice": strided_slice,
     "nn.pad": pad,
+    "take": take,
 }

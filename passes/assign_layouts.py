@@ -41,6 +41,8 @@ class AssignLayouts:
 
 
 class _Layouts:
+    changes_types = True  # operators meet packed operands before these are converted
+
     def __init__(self, flow: Dataflow):
         self.flow = flow
         self.block: dict[str, int] = {}  # name of a new variable -> its channel block, PLAIN when absent

@@ -207,10 +207,11 @@ class Rebuilder:
     def bind(self, binding: relax.VarBinding, rewrite: Rewrite) -> None:
         """Carry one binding over, through the callback."""
         var, self._origin = binding.var, binding.var.name
-        value = self.translate(binding.value)
+        value = substitute(binding.value, self._replaced)
+        if not getattr(rewrite, "changes_types", False):
+            value = self._typed(value)
         replacement = rewrite(binding, value, self)
-        if replacement is not None:
-            value = self._flat(replacement, var.name)
+        value = self._flat(replacement, var.name) if replacement is not None else self._typed(value)
         if not isinstance(value, relax.Call | relax.TupleGetItem) and not self._must_bind(var, value):
             self._replaced[var] = value
             return
@@ -278,6 +279,8 @@ def rebuild(mod: tvm.IRModule, rewrite: Rewrite) -> tvm.IRModule:
         Called for every binding in order with the original binding, its value in terms of the new function, and the
         :class:`Rebuilder` (`new.value(var)` looks a new variable up, `new.emit(expr, name)` adds a binding in front).
         None keeps the value. An expression replaces it: calls may be nested, a variable makes the binding an alias.
+        A callable with a true attribute `changes_types` gets values whose type is not inferred, because their operands
+        may have changed theirs.
 
     Returns
     -------

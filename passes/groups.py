@@ -22,7 +22,7 @@ from .expressions import Expr, Var, const_value, dtype_of, op_name, shape_of
 CONVOLUTIONS = ("nn.conv2d", "nn.conv2d_transpose")
 POOLS = ("nn.max_pool2d", "nn.avg_pool2d", "nn.adaptive_avg_pool2d")
 WITH_EPILOGUE = (*CONVOLUTIONS, *POOLS, "image.resize2d")
-CHANNEL_MOVERS = ("concat", "strided_slice", "nn.pad")
+CHANNEL_MOVERS = ("concat", "strided_slice", "nn.pad", "take")
 MAX_STEPS = 24
 
 
@@ -138,9 +138,14 @@ def _mover_supported(call: Expr, name: str) -> bool:
         return int(call.attrs.axis) in (1, 1 - len(shape_of(call))) and all(is_packable(f) for f in fields)
     if name == "strided_slice":
         return len(shape_of(call)) == 4 and is_packable(call.args[0]) and slice_ranges(call) is not None
+    if name == "take":
+        order = const_value(call.args[1])
+        return len(shape_of(call)) == 4 and int(call.attrs.axis) == 1 and order is not None and order.ndim == 1 and is_packable(call.args[0])
     if name == "nn.pad":
         widths = [int(w) for w in call.attrs.pad_width]
-        return len(shape_of(call)) == 4 and not any(widths[:4]) and str(call.attrs.pad_mode) == "constant" and min(widths) >= 0
+        if len(shape_of(call)) != 4 or str(call.attrs.pad_mode) != "constant" or min(widths) < 0 or any(widths[:2]):
+            return False
+        return not any(widths[2:4]) or (not any(widths[4:]) and float(call.attrs.pad_value) == 0.0)
     return False
 
 

@@ -15,7 +15,7 @@ from .dataflow import Dataflow, Rebuilder, rebuild
 from .expressions import Expr, dtype_of, op_name
 from .quantized_values import quantization_of
 
-MOVERS = ("reshape", "permute_dims", "strided_slice")
+MOVERS = ("reshape", "permute_dims", "strided_slice", "take")
 
 
 @tvm.transform.module_pass(opt_level=0, name="MoveIntegers")

@@ -17,7 +17,7 @@ from .expressions import Expr, Var, dtype_of, op_name, shape_of, vars_in
 from .groups import CONVOLUTIONS, Group, fusion_groups, is_packable
 
 #: Operators whose output has the scale of their input.
-SAME_SCALE = ("nn.max_pool2d", "reshape", "permute_dims", "strided_slice", "nn.pad")
+SAME_SCALE = ("nn.max_pool2d", "reshape", "permute_dims", "strided_slice", "nn.pad", "take")
 MOVED_AS_INTEGERS = ("reshape", "permute_dims")
 
 

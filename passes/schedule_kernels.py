@@ -55,7 +55,7 @@ class _Delivery:
     def __call__(self, binding, value: Expr, _new: Rebuilder) -> Expr | None:
         if not is_kernel(value):
             return None
-        spec, constants = spec_of(value), _constants(value)
+        spec, constants = spec_of(value), Constants.of(constants_of(value))
         kernel = deliver(spec, constants, self.cpu)
         key = replace(spec, layer="").to_json() + str([(c.shape, str(c.dtype)) for c in kernel.constants])
         if key not in self._known:
@@ -75,12 +75,6 @@ class _Delivery:
             candidate, count = f"{name}_{count}", count + 1
         self._names.add(candidate)
         return candidate
-
-
-def _constants(call: relax.Call) -> Constants:
-    found = constants_of(call)
-    single = {role: array for role, array in found if role != "channel"}
-    return Constants(single.get("weight"), single.get("bias"), tuple(array for role, array in found if role == "channel"))
 
 
 def _row(spec: Spec, kernel, function: str, tensor: str, stored) -> dict:

@@ -29,6 +29,12 @@ class Constants:
     bias: np.ndarray | None = None
     channels: Sequence[np.ndarray] = field(default_factory=tuple)
 
+    @staticmethod
+    def of(roles: Sequence[tuple[str, np.ndarray]]) -> Constants:
+        """From (role, array) pairs, as kernel orders carry them."""
+        single = {role: array for role, array in roles if role != "channel"}
+        return Constants(single.get("weight"), single.get("bias"), tuple(array for role, array in roles if role == "channel"))
+
 
 class Rule:
     """Base of all rules."""

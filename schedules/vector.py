@@ -88,6 +88,12 @@ class Registers:
         store(self._buffers[index], 0, value)
 
 
+def registers(vectors: int, dtype: str):
+    """One flat buffer of at most 1 KB on the stack, for indices that LLVM sees through."""
+    assert vectors * LANES * 4 <= 1024
+    return T.alloc_buffer((vectors * LANES,), dtype, scope="global")
+
+
 def load(buffer, index, lanes: int = LANES):
     """Vector of `lanes` consecutive elements starting at flat `index`."""
     return buffer.vload([index], f"{buffer.ty.dtype}x{lanes}" if lanes > 1 else buffer.ty.dtype)
@@ -197,9 +203,22 @@ STEPS = {
 }
 
 
+_TRANSCENDENTAL = {"exp", "sigmoid", "tanh", "erf"}
+
+
 def let(value):
     """Bind a vector to a name, so that it is computed once however often it is used."""
     return T.Bind(value)
+
+
+def _opaque(value):
+    """Pass a vector through a register buffer, behind which TVM's interval analysis does not look.
+
+    The analysis is exponential in chains of names that are used more than once; LLVM sees through the buffer.
+    """
+    buffer = registers(1, "float32")
+    store(buffer, 0, value)
+    return load(buffer, 0)
 
 
 def real(value, dtype: str, zero_point: int = 0, lanes: int = LANES):
@@ -217,7 +236,8 @@ def run_program(program: Program, values, lanes: int = LANES):
     slots = list(values)
     for op, *arguments in program.steps:
         taken = [slots[int(a[1:])] if isinstance(a, str) else f32(np.float32(a), lanes) for a in arguments]
-        slots.append(let(STEPS[op](*taken, lanes)))
+        value = let(STEPS[op](*taken, lanes))
+        slots.append(_opaque(value) if op in _TRANSCENDENTAL and lanes == LANES else value)
     return slots[-1]
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import tvm
 from tvm import relax
+from tvm.script import tirx as T
 
 from tvm_int8.metadata import KernelRow, LayerRow, Metadata, TensorInfo
 from tvm_int8.runtime import CompiledModule
@@ -49,3 +50,25 @@ def build_module(weight: np.ndarray | None = None, **changes) -> CompiledModule:
         quantization={"input": {"scale": 0.5}},
     )
     return CompiledModule(build_executable(weight), dataclasses.replace(metadata, **changes))
+
+
+def build_parallel_module(**changes) -> CompiledModule:
+    """main(x) = 2 * x, with a parallel loop."""
+
+    @T.prim_func
+    def double(x: T.Buffer((64, 64), "float32"), y: T.Buffer((64, 64), "float32")):
+        for i in T.parallel(64):
+            for j in T.vectorized(64):
+                y[i, j] = x[i, j] * T.float32(2)
+
+    builder = relax.BlockBuilder()
+    function = builder.add_func(double.with_attr("global_symbol", "double"), "double")
+    x = relax.Var("x", relax.TensorType((64, 64), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            y = builder.emit_output(relax.call_tir(function, [x], relax.TensorType((64, 64), "float32")))
+        builder.emit_func_output(y)
+    executable = tvm.compile(builder.get(), target=tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"}))
+    info = TensorInfo("x", (64, 64), "float32")
+    kernels = [KernelRow("double", "double", "double")]
+    return CompiledModule(executable, dataclasses.replace(Metadata([info], [info], "", "", (), kernels=kernels), **changes))

@@ -18,10 +18,11 @@ class TvmInt8Error(Exception):
         What the user can do about it.
     """
 
-    def __init__(self, where: str, found: str, expected: str = "", action: str = ""):
+    def __init__(self, where: str, found: str = "", expected: str = "", action: str = ""):
         self.where, self.found, self.expected, self.action = where, found, expected, action
         parts = [found, f"expected {expected}" if expected else "", action]
-        super().__init__(f"{where}: " + "; ".join(part for part in parts if part))
+        detail = "; ".join(part for part in parts if part)
+        super().__init__(f"{where}: {detail}" if detail else where)
 
 
 class ModelError(TvmInt8Error):
@@ -42,3 +43,11 @@ class TargetError(TvmInt8Error):
 
 class ArtifactError(TvmInt8Error):
     """A compiled library, tuning log or table on disk is corrupted or does not fit this machine."""
+
+
+def register_with_tvm() -> None:
+    """Let errors raised inside a TVM pass arrive as what they are: on the way through TVM they are rebuilt from their message."""
+    import tvm_ffi
+
+    for cls in (TvmInt8Error, ModelError, CalibrationError, ConfigError, TargetError, ArtifactError):
+        tvm_ffi.register_error(cls)

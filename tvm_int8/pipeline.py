@@ -6,6 +6,7 @@ import tvm
 from tvm import relax
 
 from tvm_int8.config import QuantizationConfig
+from tvm_int8.errors import register_with_tvm
 from tvm_int8.passes.assign_layouts import AssignLayouts
 from tvm_int8.passes.canonicalize import Canonicalize
 from tvm_int8.passes.dense_to_conv2d import DenseToConv2d
@@ -16,11 +17,14 @@ from tvm_int8.passes.insert_qdq import InsertQdq
 from tvm_int8.passes.move_integers import MoveIntegers
 from tvm_int8.passes.observe import Observe
 from tvm_int8.passes.order_kernels import OrderKernels
+from tvm_int8.passes.recognize_channel_shuffle import RecognizeChannelShuffle
 from tvm_int8.passes.schedule_islands import ScheduleIslands
 from tvm_int8.passes.schedule_kernels import ScheduleKernels
 from tvm_int8.passes.unsigned_activations import UnsignedActivations
 from tvm_int8.quantization.calibration_table import CalibrationTable
 from tvm_int8.schedules.cpu import Cpu
+
+register_with_tvm()
 
 
 def canonical_float() -> tvm.transform.Pass:
@@ -31,6 +35,7 @@ def canonical_float() -> tvm.transform.Pass:
             Canonicalize(),  # because patterns are stated on one spelling of each operator
             FoldBatchNorm(),  # before scale/shift, because what it cannot fold becomes one
             FoldScaleShift(),
+            RecognizeChannelShuffle(),
             FoldConstants(),  # again, because folding leaves arithmetic on constants behind
             DenseToConv2d(),  # last, because batch norms behind dense layers are folded as matmuls
         ]
@@ -47,13 +52,23 @@ def quantize(table: CalibrationTable, config: QuantizationConfig) -> tvm.transfo
     return InsertQdq(table, config)
 
 
-def lower(cpu: Cpu) -> tvm.transform.Pass:
-    """Passes 3: QDQ (or float) -> calls of scheduled functions."""
+def order() -> tvm.transform.Pass:
+    """Passes 3, first half: QDQ (or float) -> kernel orders on logical tensors."""
     return tvm.transform.Sequential(
         [
             UnsignedActivations(),  # before everything that reads scales, because kernels take uint8
             MoveIntegers(),  # before ordering, because a moved integer needs no dequantize
+            RecognizeChannelShuffle(),  # again, because only now shuffles of imported QDQ models are free of QDQ
             OrderKernels(),
+        ]
+    )
+
+
+def lower(cpu: Cpu) -> tvm.transform.Pass:
+    """Passes 3: QDQ (or float) -> calls of scheduled functions."""
+    return tvm.transform.Sequential(
+        [
+            order(),
             AssignLayouts(),  # after ordering, because layouts belong to kernels
             relax.transform.LegalizeOps(),  # the islands; kernel orders are no operators TVM knows
             relax.transform.RewriteDataflowReshape(),  # before scheduling, because it recognises views by their blocks

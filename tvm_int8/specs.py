@@ -181,9 +181,14 @@ class Elementwise(Spec):
     """
 
 
+NOTHING = (-1, 0)  # a source that is no channel of any input
+
+
 @dataclass(frozen=True)
 class ChannelGather(Spec):
     """Output channel c is channel `source[c][1]` of inputs[source[c][0]]: concat, split, slice, shuffle, in one.
+
+    A source of `NOTHING` is real zero: `output.zero_point`.
 
     One multiplier and zero point per input (`scales`, `zero_points`): inputs already in the output's scale are copied as bytes,
     others are stored as rint((q - zero_point) * scale) + output.zero_point.  The program is empty.
