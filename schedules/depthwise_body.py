@@ -25,10 +25,12 @@ class Geometry:
 
     @property
     def out_height(self) -> int:
+        """Rows of the output."""
         return self.spec.result.shape[2]
 
     @property
     def out_width(self) -> int:
+        """Columns of the output."""
         return self.spec.result.shape[3]
 
     @property
@@ -39,6 +41,7 @@ class Geometry:
 
     @property
     def padded_width(self) -> int:
+        """Columns of a padded row that are read."""
         return (self.out_width - 1) * self.spec.strides[1] + self.span[1]
 
     @property
@@ -89,6 +92,7 @@ class Body:
         return [pad_channels(bias), *self.epilogue.channel_arrays()]
 
     def build(self) -> Kernel:
+        """The kernel: data, tensor operands, weight, bias, channel operands, output."""
         weight, (bias, *channels) = self.packed_weight(), self.per_channel_arrays()
         tensors = self.epilogue.tensor_parameters()
         with KernelBuilder(self.name()) as k:
@@ -107,6 +111,7 @@ class Body:
         return Kernel(k.func, (weight, bias, *channels), k.name, self.knobs)
 
     def name(self) -> str:
+        """depthwise_conv2d_<form>_<kernel>_<strides>."""
         (kh, kw), (sh, sw) = self.spec.kernel, self.spec.strides
         return f"depthwise_conv2d_{self.form}_{kh}x{kw}_s{sh}x{sw}"
 
@@ -134,27 +139,20 @@ class Body:
                 with T.Then():
                     self._fill(base, min(left, g.padded_width))
                     from_pixel = (plane * height + source) * width
-                    self._each(copied, lambda i, n: self._put(base + left + i, load(self.data, (from_pixel + i) * LANES, n), n))
+                    self._copy(base + left, from_pixel, copied)
                     self._fill(base + left + copied, g.padded_width - left - copied)
                 with T.Else():
                     self._fill(base, g.padded_width)
 
     def _fill(self, pixel, count: int) -> None:
-        value = lambda lanes: const(self.spec.pad_value, self.spec.inputs[0].dtype, lanes)  # noqa: E731
-        self._each(count, lambda i, lanes: self._put(pixel + i, value(lanes), lanes))
+        dtype = self.spec.inputs[0].dtype
+        _each(count, lambda i, n: store(self.padded, (pixel + i) * LANES, const(self.spec.pad_value, dtype, n), n))
 
-    def _put(self, pixel, value, lanes: int) -> None:
-        store(self.padded, pixel * LANES, value, lanes)
+    def _copy(self, pixel, from_pixel, count: int) -> None:
+        def one(i, lanes):
+            store(self.padded, (pixel + i) * LANES, load(self.data, (from_pixel + i) * LANES, lanes), lanes)
 
-    @staticmethod
-    def _each(count: int, emit) -> None:
-        """emit(first pixel, lanes) over `count` pixels, four at a time, then one by one."""
-        fours = max(count, 0) // PIXELS
-        if fours:
-            with T.serial(fours) as i:
-                emit(i * PIXELS, PIXELS * LANES)
-        for i in range(fours * PIXELS, count):
-            emit(i, LANES)
+        _each(count, one)
 
     def tiles(self, total, size: int):
         """(number of tiles, first element of tile i): the last tile moves back so that it ends at `total`."""
@@ -169,3 +167,13 @@ class Body:
         inside = y * g.out_width + x
         area = g.out_height * g.out_width
         return ((image * self.spec.result.channel_blocks + block) * area + inside) * LANES, image * area + inside
+
+
+def _each(count: int, emit) -> None:
+    """emit(first pixel, lanes) over `count` pixels, four at a time, then one by one."""
+    fours = max(count, 0) // PIXELS
+    if fours:
+        with T.serial(fours) as i:
+            emit(i * PIXELS, PIXELS * LANES)
+    for i in range(fours * PIXELS, count):
+        emit(i, LANES)

@@ -1,24 +1,32 @@
 """Depthwise convolution in NCHW16c, u8 x s8 -> s32 on VNNI and float32 on FMA.
 
 Algorithm
-    out[n, c, y, x] = bias[c] + sum over i, j of data[n, c, y * sh + i * dh - top, x * sw + j * dw - left] * weight[c, i, j]
+    out[n, c, y, x] = bias[c] +
+        sum over i, j of data[n, c, y * sh + i * dh - top, x * sw + j * dw - left] * weight[c, i, j]
 
 Schedule
-    One task is some rows of one channel block.  It copies the rows it needs, with their padding, into scratch memory that
-    stays in L1, so nothing behind that tests for borders.  Then one of two bodies:
+    One task is some rows of one channel block.  It copies the rows it needs, with their padding, into scratch memory
+    that stays in L1, so nothing behind that tests for borders.  Then one of two bodies:
 
-    *interleaved* (VNNI, horizontal stride 1 or 2): four pixels x 16 channels are one 64-byte vector, and so is every tap of them:
-    the row itself shifted by a pixel, or every second pixel of two vectors.  Four taps of a kernel row, interleaved byte by byte
-    (eight `vpunpck`), are what one `vpdpbusd` multiplies: accumulator j of 4 holds channels 4j..4j+3 of the four pixels,
-    one pixel a 16-byte lane.  An interleaved input row serves all kernel rows, so R output rows are computed
-    together: (R * sh + KH - sh) interleavings and 4 * R * KH `vpdpbusd` for 64 * R outputs of a kernel not wider than four.
-    Missing taps are any data times zero.  The epilogue runs in that arrangement (its constants are packed alike), and `vpackssdw`,
-    `vpackuswb` restore the channels' order for free while narrowing.
+    *interleaved* (VNNI, horizontal stride 1 or 2): four pixels x 16 channels are one 64-byte vector, and so is every
+    tap of them: the row itself shifted by a pixel, or every second pixel of two vectors.  Four taps of a kernel row,
+    interleaved byte by byte (eight `vpunpck`), are what one `vpdpbusd` multiplies: accumulator j of 4 holds channels
+    4j..4j+3 of the four pixels, one pixel a 16-byte lane.  An interleaved input row serves all kernel rows, so R output
+    rows are computed together: R * sh + KH - sh interleavings and 4 * R * KH `vpdpbusd` for 64 * R outputs of a kernel
+    not wider than four.  Missing taps are any data times zero.  The epilogue runs in that arrangement (its constants
+    are packed alike), and `vpackssdw`, `vpackuswb` restore the channels' order while they narrow.
 
-    *plain* (everything else): 16 channels of a pixel are one vector, a few pixels a tile, widened multiplies.
+    *plain* (everything else): 16 channels of a pixel are one vector, up to eight pixels a tile, widened multiplies.
 
 Evidence
-    See `EVIDENCE` at the end of the tests' module for the command; figures of one machine are in the docstring of `knobs_for`.
+    AMD Zen 5 at 3.7 GHz, one thread, 2026-11; us, and cycles per 64 outputs (41 vector instructions, four a cycle, are the
+    bound of a 3x3 of stride 1 without its interleavings; 16 that of stride 2):
+
+    @@TABLE
+
+    Two row tiles only where kernel rows x tap groups exceed three: weights then leave the registers, and LLVM would
+    spill them once more per row.  Rejected: interleaving taps of different kernel rows (nine taps in three groups cost 22 shuffles per
+    64 outputs instead of 8 to 10); hiding the weights from LLVM's hoisting (no faster).
 """
 
 from __future__ import annotations
@@ -38,8 +46,8 @@ from .vector import Registers, convert, fma, let, load, store
 def knobs_for(spec: Conv2d, cpu: Cpu) -> dict:
     """chunks: tasks per channel block; rows: output rows computed together by the interleaved body.
 
-    As few chunks as fit three quarters of L1 and leave each thread a few tasks; then the rows with the least work, which weighs
-    interleavings (two shuffles a cycle) against recomputed rows where `rows` does not divide a chunk.
+    As few chunks as fit three quarters of L1 and leave each thread a few tasks; then the rows with the least work, which
+    weighs interleavings against recomputed rows where `rows` does not divide a chunk.
     """
     g = Geometry(spec)
     n, _, out_height, _ = spec.result.shape
@@ -57,7 +65,8 @@ def _best_rows(g: Geometry, shortest: int, longest: int) -> int:
     kh, kw = g.spec.kernel
     dots = 4 * kh * -(-kw // 4)
     best, best_cost = 1, None
-    for rows in range(1, min(shortest, 8) + 1):
+    fits = dots <= 12 or g.spec.strides[0] > 1  # all weights in registers, or few rows share an interleaving
+    for rows in range(1, min(shortest, 8 if fits else 2) + 1):
         if rows > 1 and rows * (dots + 24) > 1000:
             break
         read = sum(bool(readers) for readers in g.interleavings(rows))
@@ -71,12 +80,14 @@ class DepthwiseConv2dRule(Rule):
     """Depthwise `Conv2d` specs of channel multiplier 1 over NCHW16c, uint8 or float32 data."""
 
     def applies(self, spec, cpu: Cpu) -> bool:
+        """Whether `spec` is such a convolution."""
         if not isinstance(spec, Conv2d) or not spec.depthwise:
             return False
         data = spec.inputs[0]
         return data.dtype in ("uint8", "float32") and data.block == spec.result.block == LANES
 
     def build(self, spec: Conv2d, constants: Constants, cpu: Cpu, knobs: dict | None = None) -> Kernel:
+        """Deliver the kernel; knobs as `knobs_for` names them."""
         builder = Interleaved if uses_interleaved(spec, cpu) else Plain
         return builder(spec, constants, knobs or knobs_for(spec, cpu)).build()
 
@@ -86,6 +97,7 @@ class Plain(Body):
 
     @property
     def form(self) -> str:
+        """Its part of the kernel's name."""
         return "u8s8" if self.integer else "f32"
 
     def packed_weight(self) -> np.ndarray:
@@ -96,6 +108,7 @@ class Plain(Body):
         return np.ascontiguousarray(packed, np.int16 if self.integer else np.float32)
 
     def emit_rows(self, image, block, first, rows) -> None:
+        """Output rows first .. first + rows of one channel block."""
         width = self.geometry.out_width
         tile = min(8, width)
         tiles, start = self.tiles(width, tile)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from tvm.tirx.script import builder as T
 
@@ -23,11 +25,12 @@ def uses_interleaved(spec: Conv2d, cpu: Cpu) -> bool:
     return data and spec.strides[1] <= 2 and kh * kw <= MAX_UNROLLED_TAPS
 
 
-def runs_interleaved(spec: Conv2d) -> bool:
-    """Whether the epilogue too can run on interleaved accumulators: u8 saturating output, operands that unpack cheaply."""
+def finishes_interleaved(spec: Conv2d) -> bool:
+    """Whether the epilogue too can stay interleaved: saturating u8 output, operands that unpack cheaply."""
     output = spec.output
     saturates = output.dtype == "uint8" and output.low >= -output.zero_point and output.high <= 255 - output.zero_point
-    simple = all(o.kind in ("acc", "channel", "vector") or (o.kind, o.dtype) == ("tensor", "uint8") for o in spec.program.operands)
+    kinds = {(o.kind, o.dtype if o.kind == "tensor" else "any") for o in spec.program.operands}
+    simple = kinds <= {("acc", "any"), ("channel", "any"), ("vector", "any"), ("tensor", "uint8")}
     return saturates and simple and spec.result.shape[3] >= PIXELS
 
 
@@ -39,7 +42,7 @@ class Interleaved(Body):
     def __init__(self, spec: Conv2d, constants: Constants, knobs: dict):
         super().__init__(spec, constants, knobs)
         self.groups = -(-spec.kernel[1] // 4)
-        self.interleaved_epilogue = runs_interleaved(spec)
+        self.interleaved_epilogue = finishes_interleaved(spec)
 
     def packed_weight(self) -> np.ndarray:
         """[CB, KH, groups of 4 taps, 4 accumulators, 4 pixels (repeated), 4 channels, 4 taps] int8."""
@@ -50,18 +53,19 @@ class Interleaved(Body):
         return np.ascontiguousarray(np.repeat(weight[..., None, :, :], PIXELS, axis=4), np.int8)
 
     def per_channel_arrays(self) -> list[np.ndarray]:
+        """Bias, and with an interleaved epilogue channel operands too, arranged like the accumulators."""
         bias, *channels = super().per_channel_arrays()
         return [_spread(bias), *(map(_spread, channels) if self.interleaved_epilogue else channels)]
 
     def emit_rows(self, image, block, first, rows) -> None:
+        """Output rows first .. first + rows of one channel block."""
         block_rows, width = self.knobs["rows"], self.geometry.out_width
         row_tiles, row_start = self.tiles(rows, block_rows)
         columns, column_start = (1, lambda i: 0) if width < PIXELS else self.tiles(width, PIXELS)
         if self.interleaved_epilogue:
             finish = _SpreadEpilogue(self, image, block).emit
         else:
-            per_channel = self.epilogue.per_channel(image, block)
-            finish = lambda y, x, accs: self._finish_by_pixel(per_channel, image, block, y, x, accs)  # noqa: E731
+            finish = partial(self._finish_by_pixel, self.epilogue.per_channel(image, block), image, block)
         with T.serial(row_tiles) as tile_y:
             y = row_start(tile_y)
             with T.serial(columns) as tile_x:
@@ -95,14 +99,12 @@ class Interleaved(Body):
         taps = self._taps(address)
         result = []
         for group in range(self.groups):
-            a, *others = taps[group * 4 : group * 4 + 4]
-            b = others[0] if others else a
-            c, d = others[1] if len(others) > 1 else None, others[-1]  if len(others) > 1 else None
+            members = taps[group * 4 : group * 4 + 4]
+            pairs = [(members[i], members[min(i + 1, len(members) - 1)]) for i in range(0, len(members), 2)]
             words = []
             for high in (False, True):
-                first = unpack(a, b, 1, high)
-                second = first if c is None else unpack(c, d, 1, high)
-                words += [unpack(first, second, 2, False), unpack(first, second, 2, True)]
+                halves = [unpack(a, b, 1, high) for a, b in pairs]
+                words += [unpack(halves[0], halves[-1], 2, False), unpack(halves[0], halves[-1], 2, True)]
             result.append(words)
         return result
 
@@ -151,7 +153,7 @@ class _SpreadEpilogue:
         """Four pixels from (y, x), 64 bytes."""
         index, _ = self.body.out_index(self.image, self.block, y, x)
         columns = [self._values(operand, buffer, index, accs) for operand, buffer in self.operands]
-        results = [run_program(self.spec.program, values) for values in zip(*columns)]
+        results = [run_program(self.spec.program, values) for values in zip(*columns, strict=True)]
         store(self.body.out, index, _narrow(results, self.spec.output), 64)
 
     def _values(self, operand, buffer, index, accs) -> list:

@@ -20,7 +20,7 @@ from tvm.ir import TensorLoad, Var
 from tvm.ir.prim import expr as prim
 from tvm.s_tir.stmt import SBlock, SBlockRealize
 
-from .island_expressions import Expr, i64, loads, nodes, rewrite, substitute
+from .island_expressions import Expr, i64, loads, nodes, substitute
 
 _SPATIAL, _REDUCED = tirx.IterVar.DataPar, tirx.IterVar.CommReduce
 
@@ -214,23 +214,6 @@ def simplify(expr: Expr, axes, analyzer=None) -> Expr:
     for axis in axes:
         analyzer.bind(axis.var, tvm.ir.Range.from_min_extent(i64(0), i64(axis.extent)))
     return analyzer.simplify(expr, 3)
-
-
-def widened(expr: Expr) -> Expr:
-    """Index arithmetic on 32-bit copies of axes, done in 64 bits."""
-
-    def change(node):
-        if isinstance(node, TensorLoad):
-            return tirx.BufferLoad(node.source, [_wide(index) for index in node.indices])
-        return None
-
-    return rewrite(expr, change)
-
-
-def _wide(index: Expr) -> Expr:
-    if str(index.ty.dtype) == "int64":
-        return index
-    return tirx.Cast("int64", index)
 
 
 def count_nodes(expr: Expr) -> int:

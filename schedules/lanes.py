@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
@@ -18,6 +18,8 @@ from .vector import const, convert, f32, finish, intrinsic, let, maximum, minimu
 
 #: Below this many elements a second thread costs more (about 1 us) than it saves.
 PARALLEL_ELEMENTS = 16 << 10
+
+_RANGES = {"uint8": (0, 255), "int8": (-128, 127)}
 
 
 def elements(spec: Spec) -> int:
@@ -105,9 +107,18 @@ def _pair(i: int, k: int) -> tuple[int, int]:
     return lane, lane + LANES
 
 
+def saturated(output: Output) -> Output:
+    """`output` with its clamp narrowed to what an integer dtype can hold."""
+    if output.dtype == "float32":
+        return output
+    bottom, top = _RANGES[output.dtype]
+    low, high = float(bottom - output.zero_point), float(top - output.zero_point)
+    return replace(output, low=max(output.low, low), high=min(output.high, high))
+
+
 def _saturates(output: Output) -> bool:
     """Whether saturation and the output's clamp agree: the clamped range lies within the dtype's."""
-    bottom, top = {"uint8": (0, 255), "int8": (-128, 127)}.get(output.dtype, (0, -1))
+    bottom, top = _RANGES.get(output.dtype, (0, -1))
     return bottom <= output.low + output.zero_point and output.high + output.zero_point <= top
 
 

@@ -165,7 +165,9 @@ class Pooling:
         (kh, _), (sh, _), (dh, _) = self.spec.kernel, self.spec.strides, self.spec.dilation
         top = let(y * sh - self.spec.padding[0])
         inside = self.spec.padding[0] == 0 and (self.out_height - 1) * sh + self.span[0] <= self.height
-        columns = lambda emit: self._each(copied, self.reduce.pixels, lambda x, n: emit(x, n))  # noqa: E731
+
+        def columns(emit):
+            self._each(copied, self.reduce.pixels, emit)
 
         def whole(x, lanes):
             rows = [self._load(((plane * self.height + top + k * dh) * self.width + x) * LANES, lanes) for k in range(kh)]

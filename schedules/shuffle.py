@@ -45,7 +45,7 @@ def every_second_pixel(a, b, first: int):
 
 
 def transpose_lanes(vectors: list) -> list:
-    """4x4 transposition of the 16-byte lanes of four int32x16 or float32x16: lane i of result j is lane j of input i."""
+    """4x4 transposition of the 16-byte lanes of four 64-byte vectors: lane i of result j is lane j of input i."""
     a, b, c, d = vectors
     low = pick_quarters(a, b, (0, 1, 4, 5)), pick_quarters(c, d, (0, 1, 4, 5))
     high = pick_quarters(a, b, (2, 3, 6, 7)), pick_quarters(c, d, (2, 3, 6, 7))

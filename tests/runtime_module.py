@@ -70,5 +70,5 @@ def build_parallel_module(**changes) -> CompiledModule:
         builder.emit_func_output(y)
     executable = tvm.compile(builder.get(), target=tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"}))
     info = TensorInfo("x", (64, 64), "float32")
-    kernels = [KernelRow("double", "double", "double")]
-    return CompiledModule(executable, dataclasses.replace(Metadata([info], [info], "", "", (), kernels=kernels), **changes))
+    metadata = Metadata([info], [info], "", "any", kernels=[KernelRow("double", "double", "double")])
+    return CompiledModule(executable, dataclasses.replace(metadata, **changes))

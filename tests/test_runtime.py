@@ -67,7 +67,7 @@ def test_torch_tensors(module, arrays):
     torch = pytest.importorskip("torch")
     image = torch.from_numpy(arrays[0]).requires_grad_()
     np.testing.assert_array_equal(module(image, torch.from_numpy(arrays[1]))[0], module(*arrays)[0])
-    with pytest.raises(InputError, match="input 'data/image:0'.*float32"):
+    with pytest.raises(InputError, match=r"input 'data/image:0'.*float32"):
         module(image.bfloat16(), arrays[1])
 
 

@@ -268,15 +268,22 @@ def _native_mcpu(where: str) -> tuple[str, tuple[str, ...]]:
 
     A CPU that this LLVM does not know, or of which too much is hidden, is taken for the best plain one within it.
     """
-    for name in (codegen.llvm_get_system_cpu(), "icelake-server", "cascadelake", "skylake-avx512"):
-        features = _llvm_features(name)
-        missing = missing_features(_named(features))
-        hidden = {feature for feature in features if _CPUINFO_NAMES.get(feature) in missing}
+    system = codegen.llvm_get_system_cpu()
+    plain = sorted(("icelake-server", "cascadelake", "skylake-avx512"), key=lambda name: len(_hidden(name)))
+    for name in (system, *plain):
+        features, hidden = _llvm_features(name), _hidden(name)
         if _dot(features) and not hidden & (_BASE | {"avx512vnni"}):
             return name, tuple(f"-{feature}" for feature in sorted(hidden | features & _UNCHECKED))
     missing = missing_features(_named(_BASE))
-    found = f"this machine's CPU ({codegen.llvm_get_system_cpu()}) has no {', '.join(missing) or 'AVX-512'}"
+    found = f"this machine's CPU ({system}) has no {', '.join(missing) or 'AVX-512'}"
     raise TargetError(where, found, "a CPU like " + ", ".join(supported_mcpus()), "compile for another machine's CPU")
+
+
+def _hidden(mcpu: str) -> set[str]:
+    """Return the features of a CPU, in LLVM's spelling, that this machine does not show."""
+    features = _llvm_features(mcpu)
+    missing = missing_features(_named(features))
+    return {feature for feature in features if _CPUINFO_NAMES.get(feature) in missing}
 
 
 def _named(features: Iterable[str]) -> list[str]:

@@ -17,8 +17,11 @@ ONE_THREAD = Cpu("znver4", "avx512vnni", 512, 32, threads=1)
 RESIDUAL = Operand("tensor", "uint8", 7)
 
 
-def spec_of(n=1, c=16, hw=(9, 11), kernel=3, strides=1, padding=None, dilation=1, dtype="uint8", output=U8, operands=(), steps=None):
-    pair = lambda v: v if isinstance(v, tuple) else (v, v)  # noqa: E731
+def spec_of(n=1, c=16, hw=(9, 11), kernel=3, strides=1, padding=None, dilation=1, dtype="uint8", output=U8,
+            operands=(), steps=None):  # fmt: skip
+    def pair(v):
+        return v if isinstance(v, tuple) else (v, v)
+
     kernel, strides, dilation = pair(kernel), pair(strides), pair(dilation)
     reach = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
     padding = padding or (reach[0] // 2, reach[1] // 2) * 2
@@ -114,8 +117,9 @@ def test_knobs(chunks, rows, strides):
 @pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("data, weight", [(255, -128), (255, 127), (0, -128), (0, 127)])
 def test_extremes(data, weight):
-    spec = spec_of(kernel=5, hw=(8, 8), output=Output("float32"), operands=())
-    constants = Constants(np.full((16, 1, 5, 5), weight, np.int8), np.full(16, -7, np.int32), (np.ones(16, np.float32),))
+    spec = spec_of(kernel=5, hw=(8, 8), output=Output("float32"))
+    scale = np.ones(16, np.float32)
+    constants = Constants(np.full((16, 1, 5, 5), weight, np.int8), np.full(16, -7, np.int32), (scale,))
     assert_exact(DepthwiseConv2dRule(), spec, constants, [np.full((1, 16, 8, 8), data, np.uint8)])
 
 
@@ -129,7 +133,10 @@ PROGRAMS = {
     "gate": ((Operand("vector"),), (("mul", "%0", "%1"), ("mul", "%3", "%2"))),
     "u8 gate": ((Operand("vector", "uint8", 9),), (("mul", "%0", "%1"), ("mul", "%3", "%2"))),
     "map": ((Operand("map"),), (("mul", "%0", "%1"), ("mul", "%3", "%2"))),
-    "hard swish": ((), (("mul", "%0", "%1"), ("fma", "%2", 0.05, 0.5), ("max", "%3", 0.0), ("min", "%4", 1.0), ("mul", "%2", "%5"))),
+    "hard swish": (
+        (),
+        (("mul", "%0", "%1"), ("fma", "%2", 0.05, 0.5), ("max", "%3", 0.0), ("min", "%4", 1.0), ("mul", "%2", "%5")),
+    ),
     "sigmoid": ((), (("mul", "%0", "%1"), ("sigmoid", "%2"), ("mul", "%2", "%3"))),
 }
 OUTPUTS = {
@@ -153,7 +160,8 @@ def test_programs(program, output):
 @pytest.mark.isa("avx512vnni")
 def test_conversion_overflow_saturates():
     spec = spec_of(output=Output("uint8", 3, -3, 252))
-    constants = Constants(np.full((16, 1, 3, 3), 127, np.int8), None, (np.full(16, 1e6, np.float32) * np.resize([1, -1], 16).astype(np.float32),))
+    scale = np.resize(np.float32([1e6, -1e6]), 16)
+    constants = Constants(np.full((16, 1, 3, 3), 127, np.int8), None, (scale,))
     assert_exact(DepthwiseConv2dRule(), spec, constants)
 
 
@@ -170,7 +178,10 @@ def test_instructions(strides, gathers):
     kernel = DepthwiseConv2dRule().build(spec, constants_for(spec), ONE_THREAD, {"chunks": 1, "rows": 7})
     assert uses_interleaved(spec, ONE_THREAD)
     text, rows_in = assembly(kernel), 6 * strides + 3
-    count = lambda name: len(re.findall(rf"\t{name}\t", text))  # noqa: E731
+
+    def count(name):
+        return len(re.findall(rf"\t{name}\t", text))
+
     assert count("vpdpbusd") == 7 * 12
     assert sum(count(f"vpunpck{half}{unit}") for half in "lh" for unit in ("bw", "wd")) == 8 * rows_in
     assert count("vshufi64x2") == gathers * rows_in

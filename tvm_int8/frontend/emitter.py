@@ -74,7 +74,8 @@ class Emitter:
             value = np.asarray(array)
             if str(value.dtype) in _FLOATS_TO_FLOAT32:
                 value = value.astype(np.float32)
-            known = self._constants[id(array)] = (array, relax.const(np.ascontiguousarray(value).reshape(value.shape)))
+            # The dtype is given because relax.const would turn int64 into int32.
+            known = self._constants[id(array)] = (array, relax.const(value, str(value.dtype)))
         return known[1]
 
     def emit(self, expr: relax.Expr, suffix: str = "") -> relax.Var:

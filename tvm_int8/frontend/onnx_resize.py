@@ -236,5 +236,5 @@ def _extrapolate(ctx, node: Node, x, changed: dict[int, Axis], mode: str) -> rel
         inside = inside & ((at >= 0) & (at <= spec.old - 1)).reshape(along)
     if inside.all():
         return x
-    value = np.float32(node.get("extrapolation_value", 0.0)).reshape(())
+    value = np.asarray(node.get("extrapolation_value", 0.0), np.float32)
     return ctx.emit(op.where(ctx.expr(inside), x, ctx.expr(value)), "extrapolated")

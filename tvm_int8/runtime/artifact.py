@@ -151,6 +151,9 @@ def check_versions(metadata: Metadata, where: str) -> None:
 def open_library(path: str | os.PathLike[str]) -> Any:
     """Map an exported library's code and return its TVM module.
 
+    Through a link of a name never used before: the system's loader takes a name it knows for the library it mapped then,
+    even if the file has been replaced since.
+
     Raises
     ------
     ArtifactError
@@ -158,8 +161,10 @@ def open_library(path: str | os.PathLike[str]) -> Any:
     """
     try:
         load = tvm_ffi.get_global_func("ffi.Module.load_from_file.so")
-        with _without_scope_messages():
-            return load(os.path.realpath(path), "so")  # whatever its suffix
+        with tempfile.TemporaryDirectory(prefix="tvm_int8-") as directory, _without_scope_messages():
+            link_name = os.path.join(directory, f"{uuid.uuid4().hex}.so")
+            os.symlink(os.path.realpath(path), link_name)
+            return load(link_name, "so")
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ArtifactError(os.fspath(path), f"cannot be loaded ({lines[-1]})", "", _EXPORT_AGAIN) from error
