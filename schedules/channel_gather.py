@@ -1,6 +1,7 @@
 """Concatenation, split, slice and shuffle of channels, with or without a change of scale.
 
-Algorithm: out[c] = in[source[c]], requantised as rint((q - zero_point) * scale) + output.zero_point unless the scales agree.
+Algorithm: out[c] = in[source[c]], requantised as rint((q - zero_point) * scale) + output.zero_point unless scale and
+zero point are the output's already.
 
 Schedule: consecutive output blocks whose sixteen channels come from the same places relative to them form a run, one
 branch of one parallel loop.  Aligned runs copy 64 bytes at a time; others combine the source blocks, four pixels at a
@@ -17,12 +18,12 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from tvm_int8.specs import LANES, ChannelGather, Kernel, Output, Spec
+from tvm_int8.specs import LANES, NOTHING, ChannelGather, Kernel, Output, Spec
 
 from .cpu import Cpu
 from .lanes import elements, first_lanes, last_part, load_masked, saturated, shuffle, store_masked, store_vectors, tasks
 from .rule import Constants, Rule
-from .vector import KernelBuilder, f32, finish, let, load, real, store, when
+from .vector import KernelBuilder, const, f32, finish, let, load, real, store, when
 
 
 class ChannelGatherRule(Rule):
@@ -70,7 +71,10 @@ class _Gather:
 
 @dataclass(frozen=True)
 class _Run:
-    """Output blocks [begin, end): lane i is lane picks[i][1] of source picks[i][0]; a source is (input, block - begin)."""
+    """Output blocks [begin, end) with one pattern.
+
+    Lane i is lane picks[i][1] of source picks[i][0]; a source is (input, its block - the output's block).
+    """
 
     begin: int
     end: int
@@ -79,15 +83,20 @@ class _Run:
 
     @property
     def aligned(self) -> bool:
-        return len(self.sources) == 1 and all(pick == (0, lane) for lane, pick in enumerate(self.picks))
+        return len(self.sources) == 1 and (self.sources[0] == NOTHING or self._in_order)
+
+    @property
+    def _in_order(self) -> bool:
+        return all(pick == (0, lane) for lane, pick in enumerate(self.picks))
 
 
 def _runs(spec: ChannelGather) -> list[_Run]:
     runs: list[_Run] = []
     for block in range(spec.result.channel_blocks):
         wanted = spec.source[block * LANES : (block + 1) * LANES]
-        sources = tuple(dict.fromkeys((tensor, channel // LANES - block) for tensor, channel in wanted))
-        picks = [(sources.index((tensor, channel // LANES - block)), channel % LANES) for tensor, channel in wanted]
+        found = [item if item == NOTHING else (item[0], item[1] // LANES - block) for item in wanted]
+        sources = tuple(dict.fromkeys(found))
+        picks = [(sources.index(item), channel % LANES) for item, (_, channel) in zip(found, wanted, strict=True)]
         picks += [(picks[-1][0], lane) for lane in range(len(picks), LANES)]  # padding: anything finite
         run = _Run(block, block + 1, sources, tuple(picks))
         if runs and (runs[-1].sources, runs[-1].picks) == (run.sources, run.picks):
@@ -104,7 +113,8 @@ class _Packed(_Gather):
         channels = self.spec.result.channel_blocks * LANES
         scales, zero_points = np.ones(channels, np.float32), np.zeros(channels, np.float32)
         for c, (tensor, _) in enumerate(self.spec.source):
-            scales[c], zero_points[c] = self.spec.scales[tensor], self.spec.zero_points[tensor]
+            if tensor >= 0:
+                scales[c], zero_points[c] = self.spec.scales[tensor], self.spec.zero_points[tensor]
         return [scales, zero_points]
 
     def emit(self, inputs, tables, out) -> None:
@@ -122,6 +132,8 @@ class _Packed(_Gather):
     def _run(self, run: _Run, task, n, block, inputs, tables, out) -> None:
         starts = [
             (inputs[tensor], let((n * self.spec.inputs[tensor].channel_blocks + block + delta) * self.pixels))
+            if tensor >= 0
+            else (None, self._zero(run))
             for tensor, delta in run.sources
         ]
         scale = self._scale(run, block, tables)
@@ -143,9 +155,16 @@ class _Packed(_Gather):
             with last_part(task):
                 group(self.pixels - self.pixels % 4, self.pixels % 4)
 
+    def _zero(self, run) -> int:
+        """What real zero is among the run's lanes before they are rescaled."""
+        tensors = {tensor for tensor, _ in run.sources if tensor >= 0}
+        if all(self.same[tensor] for tensor in tensors):
+            return self.output.zero_point
+        return self.spec.zero_points[tensors.pop()] if len(tensors) == 1 else 0
+
     def _scale(self, run, block, tables):
         """(scale, zero point) as vectors; None when all lanes are copies."""
-        tensors = {tensor for tensor, _ in run.sources}
+        tensors = {tensor for tensor, _ in run.sources if tensor >= 0}
         if all(self.same[tensor] for tensor in tensors):
             return None
         if len(tensors) == 1:
@@ -161,7 +180,10 @@ class _Packed(_Gather):
 
     def _gather(self, run, starts, pixel, lanes):
         """`lanes` lanes of the run's output from `pixel` on, as they are in memory."""
-        vectors = [load(buffer, (start + pixel) * LANES, lanes) for buffer, start in starts]
+        vectors = [
+            const(start, self.dtype, lanes) if buffer is None else load(buffer, (start + pixel) * LANES, lanes)
+            for buffer, start in starts
+        ]
         result = vectors[0]
         if run.aligned:
             return result
@@ -198,10 +220,21 @@ class _Plain(_Gather):
         with tasks(self.spec.result.shape[0] * channels, 1, elements(self.spec), self.cpu) as task:
             n, channel = let(task.plane // channels), let(task.plane % channels)
             tensor, source = (let(load(table, channel, 1)) for table in tables)
+            if NOTHING in self.spec.source:
+                with when(tensor < 0):
+                    self._zeros(out, let(task.plane * self.pixels))
             for i, buffer in enumerate(inputs):
                 with when(tensor == i):
                     start = let((n * self.spec.inputs[i].shape[1] + source) * self.pixels)
                     self._row(i, buffer, start, out, let(task.plane * self.pixels))
+
+    def _zeros(self, out, target) -> None:
+        zero = const(self.output.zero_point, self.dtype)
+        if self.pixels >= LANES:
+            with T.serial(self.pixels // LANES) as i:
+                store(out, target + i * LANES, zero)
+        if self.pixels % LANES:
+            store_masked(out, target + self.pixels - self.pixels % LANES, zero, first_lanes(self.pixels % LANES))
 
     def _row(self, tensor, buffer, start, out, target) -> None:
         scale, zero_point = f32(np.float32(self.spec.scales[tensor])), f32(self.spec.zero_points[tensor])

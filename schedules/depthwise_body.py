@@ -11,7 +11,7 @@ from tvm_int8.specs import LANES, Conv2d, Kernel
 
 from .epilogue import Epilogue
 from .rule import Constants, pad_channels
-from .shuffle import PIXELS
+from .shuffle import PIXELS, each_pixel
 from .vector import KernelBuilder, const, let, load, scratch, store
 
 SLACK = 2 * PIXELS  # pixels a vector may read behind the last row
@@ -146,13 +146,17 @@ class Body:
 
     def _fill(self, pixel, count: int) -> None:
         dtype = self.spec.inputs[0].dtype
-        _each(count, lambda i, n: store(self.padded, (pixel + i) * LANES, const(self.spec.pad_value, dtype, n), n))
+
+        def one(i, lanes):
+            store(self.padded, (pixel + i) * LANES, const(self.spec.pad_value, dtype, lanes), lanes)
+
+        each_pixel(count, PIXELS, one)
 
     def _copy(self, pixel, from_pixel, count: int) -> None:
         def one(i, lanes):
             store(self.padded, (pixel + i) * LANES, load(self.data, (from_pixel + i) * LANES, lanes), lanes)
 
-        _each(count, one)
+        each_pixel(count, PIXELS, one)
 
     def tiles(self, total, size: int):
         """(number of tiles, first element of tile i): the last tile moves back so that it ends at `total`."""
@@ -167,13 +171,3 @@ class Body:
         inside = y * g.out_width + x
         area = g.out_height * g.out_width
         return ((image * self.spec.result.channel_blocks + block) * area + inside) * LANES, image * area + inside
-
-
-def _each(count: int, emit) -> None:
-    """emit(first pixel, lanes) over `count` pixels, four at a time, then one by one."""
-    fours = max(count, 0) // PIXELS
-    if fours:
-        with T.serial(fours) as i:
-            emit(i * PIXELS, PIXELS * LANES)
-    for i in range(fours * PIXELS, count):
-        emit(i, LANES)

@@ -19,14 +19,19 @@ Schedule
     *plain* (everything else): 16 channels of a pixel are one vector, up to eight pixels a tile, widened multiplies.
 
 Evidence
-    AMD Zen 5 at 3.7 GHz, one thread, 2026-11; us, and cycles per 64 outputs (41 vector instructions, four a cycle, are the
-    bound of a 3x3 of stride 1 without its interleavings; 16 that of stride 2):
+    AMD Zen 5 at about 3.7 GHz, one thread, u8, November 2026.  The bound counts vector instructions, four a cycle (3x3,
+    stride 1: 12 `vpdpbusd`, 21 of the epilogue, 8 unpacks and those of two more rows), and a store a cycle in the copy.
 
-    @@TABLE
+        channels, map   kernel, stride   us     cycles per 64 outputs   bound
+        64, 112x112     3x3, 1           58     17                      12
+        128, 56x56      3x3, 2           11.7   27                      18
+        256, 28x28      3x3, 1           13.7   16                      12
+        512, 14x14      3x3, 1           8.4    20                      14 (two of sixteen columns are computed twice)
+        240, 14x14      5x5, 1           8.6    43                      42 (loads, two a cycle: weights come from L1)
 
-    Two row tiles only where kernel rows x tap groups exceed three: weights then leave the registers, and LLVM would
-    spill them once more per row.  Rejected: interleaving taps of different kernel rows (nine taps in three groups cost 22 shuffles per
-    64 outputs instead of 8 to 10); hiding the weights from LLVM's hoisting (no faster).
+    Only two rows together where kernel rows x tap groups exceed three: there weights leave the registers, and LLVM
+    spills them once more per row.  Rejected: interleaving taps of different kernel rows (nine taps in three groups cost
+    22 shuffles per 64 outputs instead of 8 to 10); hiding the weights from LLVM's hoisting (no faster).
 """
 
 from __future__ import annotations
@@ -46,34 +51,42 @@ from .vector import Registers, convert, fma, let, load, store
 def knobs_for(spec: Conv2d, cpu: Cpu) -> dict:
     """chunks: tasks per channel block; rows: output rows computed together by the interleaved body.
 
-    As few chunks as fit three quarters of L1 and leave each thread a few tasks; then the rows with the least work, which
-    weighs interleavings against recomputed rows where `rows` does not divide a chunk.
+    At least as many chunks as let a task's rows fit three quarters of L1 and leave each thread a few tasks; up to twice
+    as many where that wastes less on rows copied, interleaved or computed twice.
     """
     g = Geometry(spec)
     n, _, out_height, _ = spec.result.shape
     planes, row_bytes = n * spec.result.channel_blocks, g.pitch * LANES * np.dtype(spec.inputs[0].dtype).itemsize
     wanted = 1 if cpu.threads == 1 else 4 * cpu.threads
-    chunks = 1
-    while chunks < out_height and (
-        g.rows_in(-(-out_height // chunks)) * row_bytes > cpu.l1_bytes * 3 // 4 or planes * chunks < wanted
+    least = 1
+    while least < out_height and (
+        g.rows_in(-(-out_height // least)) * row_bytes > cpu.l1_bytes * 3 // 4 or planes * least < wanted
     ):
-        chunks += 1
-    return {"chunks": chunks, "rows": _best_rows(g, out_height // chunks, -(-out_height // chunks))}
+        least += 1
+    choices = (
+        (_cycles(g, chunks, rows), chunks, rows)
+        for chunks in range(least, min(2 * least, out_height) + 1)
+        for rows in range(1, min(out_height // chunks, _most_rows(g)) + 1)
+    )
+    _, chunks, rows = min(choices)
+    return {"chunks": chunks, "rows": rows}
 
 
-def _best_rows(g: Geometry, shortest: int, longest: int) -> int:
+def _most_rows(g: Geometry) -> int:
+    """Output rows that may be computed together: 8, or 2 where weights do not fit registers and share few rows."""
+    dots = 4 * g.spec.kernel[0] * -(-g.spec.kernel[1] // 4)
+    most = 2 if dots > 12 and g.spec.strides[0] == 1 else 8
+    return max(1, min(most, 1000 // (dots + 24)))  # a thousand instructions are enough
+
+
+def _cycles(g: Geometry, chunks: int, rows: int) -> float:
+    """Per channel block, roughly: copy of the rows, then blocks of `rows` x 4 outputs, four operations a cycle."""
     kh, kw = g.spec.kernel
-    dots = 4 * kh * -(-kw // 4)
-    best, best_cost = 1, None
-    fits = dots <= 12 or g.spec.strides[0] > 1  # all weights in registers, or few rows share an interleaving
-    for rows in range(1, min(shortest, 8 if fits else 2) + 1):
-        if rows > 1 and rows * (dots + 24) > 1000:
-            break
-        read = sum(bool(readers) for readers in g.interleavings(rows))
-        cost = -(-longest // rows) * (read * (kw + 8 * -(-kw // 4)) + rows * (dots + 24))
-        if best_cost is None or cost <= best_cost:
-            best, best_cost = rows, cost
-    return best
+    groups, longest = -(-kw // 4), -(-g.out_height // chunks)
+    read = sum(bool(readers) for readers in g.interleavings(rows))
+    block = read * (kw * g.spec.strides[1] + 8 * groups) + rows * (4 * kh * groups + 24)
+    blocks = -(-longest // rows) * -(-g.out_width // 4)
+    return chunks * (100 + g.rows_in(longest) * g.pitch / 4 * 1.5 + blocks * block / 4)
 
 
 class DepthwiseConv2dRule(Rule):

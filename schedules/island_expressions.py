@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call, TensorLoad, Var
 from tvm.ir.prim import expr as prim
@@ -121,7 +122,7 @@ def uses(expr: Expr, variables: Iterable[Var]) -> bool:
 
 def same(a: Expr, b: Expr) -> bool:
     """Structural equality."""
-    return tvm.ir.structural_equal(a, b)
+    return tvm_ffi.structural_equal(a, b)
 
 
 def stride(index: Expr, variable: Var) -> int | None:

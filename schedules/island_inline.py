@@ -16,7 +16,8 @@ from tvm import tirx
 from tvm.ir import Call, TensorLoad, Var
 from tvm.ir.prim import expr as prim
 
-from .island_expressions import Expr, i64, is_call, nodes, rewrite_down, same, substitute, uses
+from .island_combine import combiner
+from .island_expressions import Expr, children, i64, is_call, nodes, rewrite_down, substitute, uses
 from .island_stages import Axis, Program, Stage, Write, shape_of
 
 _CHEAP_OPERATIONS = 4
@@ -36,32 +37,22 @@ def _operations(expr: Expr) -> int:
         return 1
     if isinstance(expr, Call) and not is_call(expr, "if_then_else"):
         return _CALL_WEIGHT + sum(_operations(argument) for argument in expr.args)
-    own = 0 if isinstance(expr, (Var, prim.Cast)) or not _kids(expr) else 1
-    return own + sum(_operations(child) for child in _kids(expr))
-
-
-def _kids(expr: Expr) -> tuple:
-    from .island_expressions import children
-
-    return children(expr)
+    own = 0 if isinstance(expr, (Var, prim.Cast)) or not children(expr) else 1
+    return own + sum(_operations(child) for child in children(expr))
 
 
 def inline(program: Program) -> None:
     """Dissolve element-wise intermediate results into their consumers, where no expensive work is repeated."""
-    for producer in list(program.stages):
-        buffer = producer.writes[0].buffer
-        if buffer not in program.temps or not _is_plain(producer):
+    for buffer in list(program.temps):
+        producer = next((stage for stage in program.stages if buffer in stage.written), None)
+        if producer is None or not _is_plain(producer):
             continue
-        consumers = [s for s in program.stages if s is not producer and _count(s, buffer)]
+        others = [stage for stage in program.stages if stage is not producer]
+        consumers = [stage for stage in others if _count(stage, buffer)]
         reads = sum(_count(stage, buffer) * stage.iterations for stage in consumers)
-        if not consumers or not _worth(producer, consumers, reads):
-            continue
-        program.stages = [
-            stage.map(lambda e, p=producer: _inlined(e, p)) if _count(stage, buffer) else stage
-            for stage in program.stages
-            if stage is not producer
-        ]
-        program.temps = [temp for temp in program.temps if temp is not buffer and temp != buffer]
+        if consumers and _worth(producer, consumers, reads):
+            program.stages = [s.map(lambda e, p=producer: _inlined(e, p)) if s in consumers else s for s in others]
+            program.temps = [temp for temp in program.temps if not temp.same_as(buffer)]
 
 
 def _is_plain(stage: Stage) -> bool:
@@ -163,20 +154,6 @@ def _decided(stage: Stage) -> Stage:
 
     units = {axis.var: i64(0) for axis in stage.axes if axis.extent == 1}
     return stage.map(lambda e: rewrite_down(e, change)).with_axes([a for a in stage.axes if a.extent > 1], units)
-
-
-def combiner(stage: Stage):
-    """(operator class, the term it takes in) of `out = operator(out, term)`; None for any other statement."""
-    if len(stage.writes) != 1 or stage.lets or not stage.init:
-        return None
-    write = stage.writes[0]
-    if not isinstance(write.value, (prim.Add, prim.Mul, prim.Max, prim.Min, prim.And, prim.Or)):
-        return None
-    own = tirx.BufferLoad(write.buffer, list(write.indices))
-    for self_side, term in ((write.value.a, write.value.b), (write.value.b, write.value.a)):
-        if same(self_side, own) and not any(isinstance(n, TensorLoad) and n.source == write.buffer for n in nodes(term)):
-            return type(write.value), term
-    return None
 
 
 def split_reduction(stage: Stage, tasks: int) -> tuple[list[Stage], list[Var]]:

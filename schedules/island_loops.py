@@ -102,8 +102,8 @@ def _mergeable(stage: Stage, outer: Axis, inner: Axis) -> bool:
 def _merge(stage: Stage, outer: Axis, inner: Axis) -> Stage:
     both = Axis(inner.var, outer.extent * inner.extent, inner.reduced)
     axes = [both if axis is inner else axis for axis in stage.axes if axis is not outer]
-    moved = stage.with_axes(axes, {outer.var: i64(0)})
-    return moved.map(lambda e: simplify_indices(e, axes))
+    moved = stage.with_axes(axes, {outer.var: i64(0)}).map(lambda e: simplify_indices(e, axes))
+    return moved.map_indices(lambda index: simplify(index, axes))
 
 
 def simplify_indices(expr: Expr, axes: Sequence[Axis]) -> Expr:
@@ -129,7 +129,7 @@ def waste(extent: int, lanes: int) -> float:
     return -(-extent // lanes) / extent
 
 
-def choose_lanes(stage: Stage, axes: Sequence[Axis], store_weight: float = 1.0) -> tuple[Lanes | None, float]:
+def choose_lanes(stage: Stage, axes: Sequence[Axis], store_weight: float = 1.5) -> tuple[Lanes | None, float]:
     """The spatial axis whose vectors are cheapest, and their cost per iteration; innermost axes win ties."""
     count, best, lowest = lane_count(stage), None, math.inf
     read = [load.indices[0] for e in stage.expressions() for load in loads(e) if load.source not in stage.written]
@@ -151,7 +151,7 @@ def nest(extents: Sequence[int], tasks: int) -> Iterator[list[Expr]]:
         at least two iterations each, so that iterations that overlap their predecessor share its task.
     """
     with ExitStack() as stack:
-        serial = lambda extent: stack.enter_context(T.serial(i64(extent))) if extent > 1 else i64(0)  # noqa: E731
+        serial = lambda extent: stack.enter_context(T.serial(i64(extent))) if extent != 1 else i64(0)  # noqa: E731
         if tasks <= 1:
             if tasks:
                 stack.enter_context(T.parallel(i64(1)))

@@ -20,7 +20,7 @@ from tvm.ir import TensorLoad, Var
 from tvm.ir.prim import expr as prim
 from tvm.s_tir.stmt import SBlock, SBlockRealize
 
-from .island_expressions import Expr, i64, loads, nodes, substitute
+from .island_expressions import Expr, i64, loads, substitute
 
 _SPATIAL, _REDUCED = tirx.IterVar.DataPar, tirx.IterVar.CommReduce
 
@@ -29,7 +29,7 @@ class Unsupported(Exception):
     """A function that is not made of plain blocks; the text says in which way."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Axis:
     """One iteration axis, from 0 to `extent`."""
 
@@ -38,7 +38,7 @@ class Axis:
     reduced: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Write:
     """buffer[indices] = value."""
 
@@ -47,7 +47,7 @@ class Write:
     value: Expr
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stage:
     """One block: for all axes, `lets` and then `writes`; `init` before the reduced axes start."""
 
@@ -98,6 +98,14 @@ class Stage:
             init=tuple(changed(w) for w in self.init),
             lets=tuple((var, change(value)) for var, value in self.lets),
         )
+
+    def map_indices(self, change: Callable[[Expr], Expr]) -> Stage:
+        """The stage with the indices of its writes changed."""
+
+        def changed(write):
+            return Write(write.buffer, tuple(change(i) for i in write.indices), write.value)
+
+        return replace(self, writes=tuple(map(changed, self.writes)), init=tuple(map(changed, self.init)))
 
     def with_axes(self, axes, values: dict | None = None) -> Stage:
         """The stage over other axes, variables replaced by `values`."""
@@ -216,6 +224,13 @@ def simplify(expr: Expr, axes, analyzer=None) -> Expr:
     return analyzer.simplify(expr, 3)
 
 
-def count_nodes(expr: Expr) -> int:
-    """Size of an expression."""
-    return sum(1 for _ in nodes(expr))
+def cut(stage: Stage, axis: Axis, at: int) -> tuple[Stage, Stage, Axis, Axis]:
+    """The stage up to and from `at` along `axis`, and what became of the axis."""
+    first, second = replace(axis, extent=at), replace(axis, extent=axis.extent - at)
+    moved = {axis.var: axis.var + i64(at)}
+    return (
+        stage.with_axes([first if a is axis else a for a in stage.axes]),
+        stage.with_axes([second if a is axis else a for a in stage.axes], moved),
+        first,
+        second,
+    )

@@ -1,7 +1,7 @@
 """Pooling over the whole map: each channel block is one long reduction over its H * W pixels.
 
-Bytes are reduced four pixels a vector: maxima as they are, sums in uint16 (two vectors of 32), widened to int32 before they can
-overflow.  float32 takes four accumulators, which hides the latency of the additions.  Tasks are channel blocks.
+Bytes are reduced four pixels a vector: maxima as they are, sums in uint16 (two vectors of 32), widened to int32 before
+they can overflow.  float32 takes four accumulators, which hides the latency of additions.  Tasks are channel blocks.
 """
 
 from __future__ import annotations

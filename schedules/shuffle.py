@@ -7,11 +7,23 @@ from __future__ import annotations
 
 from tvm.tirx.script import builder as T
 
+from tvm_int8.specs import LANES
+
 from . import lanes
 from .vector import intrinsic, let
 
 LANE_BYTES = 16
 PIXELS = 4  # 16-byte lanes of a 64-byte vector
+
+
+def each_pixel(count: int, pixels: int, emit) -> None:
+    """emit(first pixel, lanes) over `count` pixels of 16 channels, `pixels` at a time in a loop, then one by one."""
+    groups = max(count, 0) // pixels
+    if groups:
+        with T.serial(groups) as i:
+            emit(i * pixels, pixels * LANES)
+    for i in range(groups * pixels, count):
+        emit(i, LANES)
 
 
 def shuffle(vectors: list, indices: list[int]):

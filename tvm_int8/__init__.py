@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 _LAZY = {
     "compile": "tvm_int8.api",
     "calibrate": "tvm_int8.api",
-    "quantize": "tvm_int8.api",
-    "tune": "tvm_int8.api",
     "CalibrationTable": "tvm_int8.quantization.calibration_table",
     "QuantizationConfig": "tvm_int8.config",
     "CompiledModule": "tvm_int8.runtime",
@@ -58,8 +56,6 @@ __all__ = [
     "calibrate",
     "compile",
     "load",
-    "quantize",
-    "tune",
 ]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +78,8 @@ def compile(  # noqa: A001 - the name is the public interface
     config = _config(quantization)
     _check_threads(num_threads)
     resolved = parse_target(target)
+    if num_threads is not None:
+        resolved = replace(resolved, cpu=replace(resolved.cpu, threads=num_threads))
     mod = pipeline.canonical_float()(load_model(model, input_shapes))
     prepared, reference, notes = mod, None, {}
     if config is not None and _is_quantized(mod):
@@ -174,8 +178,6 @@ class _KeepFirst:
         self.batches, self.first = batches, None
 
     def __length_hint__(self) -> int:
-        import operator
-
         return operator.length_hint(self.batches, 0)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:

@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", UserWarning)  # ours; not what developers of libraries are told
             options.run(options)
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -82,7 +84,6 @@ def _add_compile(commands: Any) -> None:
     )
     _add_method(parser)
     parser.add_argument("--float32", action="store_true", help="do not quantise")
-    parser.add_argument("--tuning-logs", metavar="DIR", help="instead of the logs shipped for the CPU")
     parser.add_argument("--threads", type=_positive, metavar="N", help="threads to run on; by default all cores")
     parser.add_argument("--report", action="store_true", help="print a line per layer")
     parser.set_defaults(run=_compile)
@@ -141,8 +142,6 @@ def _compile(options: argparse.Namespace) -> None:
         choices["quantization"] = None
     elif options.method:
         choices["quantization"] = tvm_int8.QuantizationConfig(method=options.method)
-    if options.tuning_logs:
-        choices["tuning_logs"] = options.tuning_logs
     module = tvm_int8.compile(options.model, target=options.target, calibration=options.calibration, **choices)
     module.export(options.output)
     print(module.report if options.report else module.report.summary)
@@ -150,7 +149,9 @@ def _compile(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    module = tvm_int8.load(options.library)
+    from .runtime import load
+
+    module = load(options.library)
     if options.threads:
         module.num_threads = options.threads
     inputs = _read_inputs(options.input, module) if options.input else _made_up(module)
@@ -206,7 +207,7 @@ def _onnx_facts(path: str) -> dict[str, Any]:
         shape = [dim.dim_value or dim.dim_param or "?" for dim in kind.shape.dim]
         return {"name": value.name, "shape": shape, "dtype": onnx_dtype(kind.elem_type)}
 
-    facts = {
+    facts: dict[str, Any] = {
         "inputs": [tensor(value) for value in graph.input if value.name not in weights],
         "outputs": [tensor(value) for value in graph.output],
         "opset": opset_versions(proto)[""],

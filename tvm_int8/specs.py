@@ -156,10 +156,10 @@ class Conv2d(Spec):
 class Pool2d(Spec):
     """mode "max" or "avg"; the accumulator is the window's maximum, or its sum, of q - zero_point, as float32.
 
-    For "avg" the program's operand 0 is sum * (1 / count), the reciprocal rounded to float32 first (`reference.pool2d.reciprocals`),
-    with count the number of contributing elements: window elements inside the tensor, with `count_include_pad` also those in
-    `padding`.  Windows may reach behind the padding (ceil mode); nothing there counts.  For "max" nothing outside the
-    tensor wins: it is 0 for uint8, -inf for float32.
+    For "avg" the program's operand 0 is sum * (1 / count), the reciprocal rounded to float32 first
+    (`reference.pool2d.reciprocals`), with count the number of contributing elements: window elements inside the tensor,
+    with `count_include_pad` also those in `padding`.  Windows may reach behind the padding (ceil mode); nothing there
+    counts.  For "max" nothing outside the tensor wins: it is 0 for uint8, -inf for float32.
     """
 
     mode: str = "max"

@@ -25,7 +25,7 @@ from .schedules.cpu import Cpu
 _TRIPLE = "x86_64-unknown-linux-gnu"
 _ACTION = 'write for instance "llvm -mcpu=cascadelake", "znver4" or "native"'
 
-_DOTS = (("avx512vnni", {"avx512vnni"}), ("avx512bw", set()))
+_DOTS: tuple[tuple[str, set[str]], ...] = (("avx512vnni", {"avx512vnni"}), ("avx512bw", set()))
 """How products are accumulated, best first, with the features it needs beyond `_BASE`."""
 _BASE = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"}
 

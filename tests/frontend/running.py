@@ -17,16 +17,18 @@ _UNOPTIMISED = {"kind": "llvm", "opt-level": 0}
 
 
 def graph(nodes, inputs, weights=(), outputs=("y",), opset=17, name="test", value_info=()) -> onnx.ModelProto:
-    """A model; `inputs` maps names to a shape (float32) or an array like it, `weights` maps names to arrays."""
+    """A model; `inputs` maps names to a shape (float32) or an array like it, `weights` maps names to arrays.
+
+    `outputs` are names, or map names to dtypes; their shapes stay undeclared.
+    """
     declared = [_info(name, value) for name, value in inputs.items()]
     initializers = [onnx.numpy_helper.from_array(np.asarray(array), key) for key, array in dict(weights).items()]
-    results = [onnx.ValueInfoProto(name=output) for output in outputs]
-    for result in results:
-        result.type.tensor_type.elem_type = 1
+    dtypes = outputs if isinstance(outputs, dict) else dict.fromkeys(outputs, "float32")
+    types = {name: helper.np_dtype_to_tensor_dtype(np.dtype(dtype)) for name, dtype in dtypes.items()}
+    results = [helper.make_tensor_value_info(name, dtype, None) for name, dtype in types.items()]
     proto = helper.make_graph(nodes, name, declared, results, initializers, value_info=value_info)
     domains = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(proto, opset_imports=domains, ir_version=8)
-    return model
+    return helper.make_model(proto, opset_imports=domains, ir_version=8)
 
 
 def _info(name, value):
@@ -58,12 +60,18 @@ def run_relax(module: tvm.IRModule, feeds) -> list[np.ndarray]:
 
 
 def run_onnx(model, feeds: dict) -> list[np.ndarray]:
-    """ONNX Runtime without graph optimisations."""
+    """ONNX Runtime without graph optimisations (and without node names, which it wants unique)."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
-    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
+    if isinstance(model, onnx.ModelProto):
+        anonymous = onnx.ModelProto()
+        anonymous.CopyFrom(model)
+        for made in anonymous.graph.node:
+            made.ClearField("name")
+        model = anonymous.SerializeToString()
+    source = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"]).run(None, feeds)
 
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from onnx.reference import ReferenceEvaluator
 
 from tests.frontend.running import check, graph, node, one_node, op_counts, random_feeds
 
@@ -162,7 +161,6 @@ SHAPES = {
     "reduce_all": ("ReduceMin", IMAGE, [], dict(keepdims=0)),
     "power": ("Pow", IMAGE, [np.float32(2.0)], {}),
     "divide": ("Div", IMAGE, [positive(4, 1, 1)], {}),
-    "argmax": ("ArgMax", IMAGE, [], dict(axis=1)),
 }
 
 ALL = {**CONVOLUTIONS, **POOLS, **ACTIVATIONS, **NORMALIZATIONS, **SHAPES}
@@ -318,9 +316,16 @@ def test_gather_by_an_input():
 
 
 def test_lrn_of_even_size():
+    """The specification's sum; ONNX Runtime refuses even sizes and ONNX's reference gets them wrong."""
     model = one_node("LRN", (1, 7, 4, 5), size=4, alpha=0.3)
     feeds = random_feeds(model)
-    check(model, feeds, reference=ReferenceEvaluator(model).run(None, feeds))
+    x = feeds["x"]
+    sums = np.stack([(x[:, max(0, c - 1) : c + 3] ** 2).sum(1) for c in range(7)], axis=1)
+    check(model, feeds, reference=[x / (1 + 0.3 / 4 * sums) ** 0.75])
+
+
+def test_argmax():
+    check(graph([node("ArgMax", axis=1)], {"x": IMAGE}, outputs={"y": np.int64}))
 
 
 def test_operator_without_handler_goes_through_its_onnx_function():

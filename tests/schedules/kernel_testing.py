@@ -111,7 +111,9 @@ def run_kernel(kernel: Kernel, spec: Spec, inputs, mcpu: str = "znver4", seed: i
     return result
 
 
-def assert_exact(rule: Rule, spec: Spec, constants: Constants | None = None, inputs=None, cpu=ZNVER4, knobs=None, seed=0):
+def assert_exact(
+    rule: Rule, spec: Spec, constants: Constants | None = None, inputs=None, cpu=ZNVER4, knobs=None, seed=0
+) -> Kernel:
     """Build `spec` with `rule`, run it on `inputs` (random ones by default), demand the reference's very bits."""
     constants = constants or Constants()
     rng = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.schedules.kernel_testing import CASCADELAKE, ZNVER4, assert_exact
 from tvm_int8.schedules.channel_gather import ChannelGatherRule
-from tvm_int8.specs import ChannelGather, Output, Program, Tensor
+from tvm_int8.specs import NOTHING, ChannelGather, Output, Program, Tensor
 
 RULE = ChannelGatherRule()
 ZERO_POINT = {"uint8": 11, "int8": -4, "float32": 0}
@@ -48,9 +48,10 @@ def test_concat(dtype, channels):
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 @pytest.mark.parametrize("channels", [(16, 32), (17, 40, 8)], ids=str)
 def test_requantising_concat(dtype, channels, block):
-    scales, zero_points = [0.37, 1.0, 2.1][: len(channels)], [3, ZERO_POINT[dtype], 0][: len(channels)]
-    assert_exact(RULE, concat(channels, dtype=dtype, scales=scales, zero_points=zero_points, block=block))
-    assert_exact(RULE, concat(channels, dtype=dtype, scales=[1.0] * len(channels), zero_points=zero_points, block=block))
+    zero_points = [3, ZERO_POINT[dtype], 0][: len(channels)]
+    for scales in ([0.37, 1.0, 2.1], [1.0, 1.0, 1.0]):
+        order = concat(channels, dtype=dtype, scales=scales[: len(channels)], zero_points=zero_points, block=block)
+        assert_exact(RULE, order)
 
 
 @pytest.mark.parametrize("block", [16, 0])
@@ -95,3 +96,18 @@ def test_clamp_narrower_than_the_dtype_applies_to_copies():
     for block in (16, 0):
         assert_exact(RULE, concat((16, 24), block=block, output=Output("uint8", 11, 0.0, 100.0)))
         assert_exact(RULE, concat((16, 24), block=block, dtype="float32", output=Output("float32", 0, 0.0, 6.0)))
+
+
+@pytest.mark.parametrize("block", [16, 0])
+@pytest.mark.parametrize("dtype, scale", [("uint8", 1.0), ("uint8", 0.7), ("float32", 1.0)])
+@pytest.mark.parametrize("before, channels, behind", [(8, 16, 8), (16, 32, 16), (3, 5, 0), (0, 20, 44)])
+def test_zeros_around_the_channels(before, channels, behind, dtype, scale, block):
+    source = [NOTHING] * before + [(0, c) for c in range(channels)] + [NOTHING] * behind
+    for zero_point in (ZERO_POINT[dtype], 5):
+        zero_points = [zero_point if dtype != "float32" else 0]
+        assert_exact(RULE, gather((channels,), source, dtype=dtype, scales=[scale], zero_points=zero_points, block=block))
+
+
+def test_zeros_between_inputs_of_different_scales():
+    source = [(0, 1), NOTHING, (1, 2), NOTHING, (0, 0)]
+    assert_exact(RULE, gather((4, 4), source, scales=[0.5, 2.0], zero_points=[9, 1]))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tests.schedules.kernel_testing import CASCADELAKE, ZNVER4, assembly, assert_exact, random_array
+from tests.schedules.kernel_testing import CASCADELAKE, ZNVER4, assembly, assert_exact, random_array, run_kernel
 from tvm_int8.schedules.elementwise import ElementwiseRule
 from tvm_int8.schedules.rule import Constants
 from tvm_int8.specs import Elementwise, Operand, Output, Program, Tensor
@@ -20,7 +20,8 @@ ADD = Program(
     (Operand("tensor", "uint8", 3), Operand("tensor", "uint8", 128)), (("mul", "%1", 0.6), ("fma", "%0", 0.7, "%2"))
 )
 SCALE_SHIFT_RELU = Program(
-    (Operand("tensor", "uint8", 5), Operand("channel"), Operand("channel")), (("fma", "%0", "%1", "%2"), ("max", "%3", 0))
+    (Operand("tensor", "uint8", 5), Operand("channel"), Operand("channel")),
+    (("fma", "%0", "%1", "%2"), ("max", "%3", 0.0)),
 )
 ALL_KINDS = Program(
     (
@@ -126,8 +127,6 @@ def test_image(channels, hw, output):
 
 
 def test_image_padding_is_real_zero():
-    from tests.schedules.kernel_testing import run_kernel
-
     program = Program((Operand("tensor", "float32"),), (("mul", "%0", 20.0),))
     for output, zero in ((U8, 7), (F32, 0)):
         spec = order(program, (1, 3, 9, 7), output, block=0, out_block=4)
@@ -158,7 +157,8 @@ def test_division_keeps_padding_finite(blocks, hw):
 
 def test_saturation_at_the_ends():
     spec = order(Program((Operand("tensor", "float32"),)), (1, 16, 4, 4), U8)
-    values = np.resize(np.array([-1e30, 1e30, -7.5, -6.5, 247.5, 248.5, 0.5, 1.5, 4e9, -4e9], np.float32), (1, 16, 4, 4))
+    ends = np.array([-1e30, 1e30, -7.5, -6.5, 247.5, 248.5, 0.5, 1.5, 4e9, -4e9], np.float32)
+    values = np.resize(ends, (1, 16, 4, 4))
     assert_exact(RULE, spec, inputs=[values])
     wide = order(Program((Operand("tensor", "float32"),)), (1, 16, 4, 4), Output("uint8", 7, -math.inf, math.inf))
     assert_exact(RULE, wide, inputs=[np.clip(values, -7, 248)])

@@ -17,8 +17,8 @@ IDENTITY = Program((Operand("acc", "int32"),))
 SAME = Output("uint8", 7, -7, 248)
 
 
-def spec_of(mode="max", n=1, c=16, hw=(9, 11), kernel=3, strides=1, padding=None, dilation=1, dtype="uint8", grow=(0, 0),
-            include=False, output=None, program=IDENTITY):  # fmt: skip
+def spec_of(mode="max", n=1, c=16, hw=(9, 11), kernel=3, strides=1, padding=None, dilation=1, dtype="uint8",
+            grow=(0, 0), include=False, output=None, program=IDENTITY):  # fmt: skip
     def pair(v):
         return v if isinstance(v, tuple) else (v, v)
 
@@ -122,14 +122,19 @@ def test_extremes(kernel, mode, value):
 PROGRAMS = {
     "scale": ((Operand("channel"),), (("mul", "%0", "%1"),)),
     "added": ((Operand("tensor", "uint8", 3),), (("add", "%0", "%1"),)),
-    "product, sum": ((Operand("channel"), Operand("tensor", "uint8")), (("fma", "%0", "%1", "%2"), ("sub", "%3", "%0"))),
+    "product, sum": (
+        (Operand("channel"), Operand("tensor", "uint8")),
+        (("fma", "%0", "%1", "%2"), ("sub", "%3", "%0")),
+    ),
     "gate": ((Operand("vector"), Operand("map")), (("mul", "%0", "%1"), ("mul", "%3", "%2"))),
     "sigmoid": ((), (("sigmoid", "%0"), ("fma", "%1", 9.0, "%0"))),
 }
 
 
 @pytest.mark.isa("avx512vnni")
-@pytest.mark.parametrize("output", [SAME, Output("uint8", 30, -30, 225), Output("float32"), Output("float32", 0, -1.0, 6.0)])
+@pytest.mark.parametrize(
+    "output", [SAME, Output("uint8", 30, -30, 225), Output("float32"), Output("float32", 0, -1.0, 6.0)]
+)
 @pytest.mark.parametrize("mode", ["max", "avg"])
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_programs(program, mode, output):

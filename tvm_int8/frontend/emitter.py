@@ -51,17 +51,21 @@ class Emitter:
     Attributes
     ----------
     layer : str
-        The model's own name of the layer being imported; set before `emit`.
+        The model's own name of the layer being imported; set by `begin`.
     """
 
     def __init__(self):
-        self.layer = "layer"
+        self.begin("layer")
         self._infer = relax.BlockBuilder()
         self._bindings: list[relax.VarBinding] = []
         self._values: dict[relax.Var, relax.Expr] = {}
         self._layer_of: dict[str, str] = {}
         self._names: set[str] = set()
         self._constants: dict[int, tuple[np.ndarray, relax.Expr]] = {}
+
+    def begin(self, layer: str, variable: str = "") -> None:
+        """Name what is emitted from now on after `layer`, and its variables after `variable` when that is given."""
+        self.layer, self._base = layer, identifier(variable or layer)
 
     def parameter(self, name: str, shape: Sequence[int], dtype: str) -> relax.Var:
         """A function parameter named after the model's input `name`."""
@@ -89,8 +93,7 @@ class Emitter:
             Tells apart the variables of one layer; the value a layer is known by has none.
         """
         expr = self._infer.normalize(self._flatten_arguments(expr))
-        base = identifier(self.layer)
-        var = relax.DataflowVar(self._unique(f"{base}_{suffix}" if suffix else base), expr.ty)
+        var = relax.DataflowVar(self._unique(f"{self._base}_{suffix}" if suffix else self._base), expr.ty)
         self._bindings.append(relax.VarBinding(var, expr))
         self._values[var] = expr
         self._layer_of[var.name] = self.layer
@@ -175,7 +178,7 @@ class Emitter:
         """An output has to be a bound variable: a parameter or a constant returned as it is gets a binding."""
         if isinstance(value, relax.DataflowVar):
             return value
-        self.layer = "output"
+        self.begin("output")
         shape = relax.ShapeExpr(list(shape_of(value)))
         return self.emit(relax.op.reshape(value, shape))
 

@@ -66,6 +66,8 @@ def _aligned(ctx, node: Node, a: Value, b: Value) -> Value:
 def binary(ctx, node: Node, a: Value, b: Value) -> relax.Var:
     """A function of two tensors, broadcast like NumPy's; ``x * sigmoid(x)`` is written as silu."""
     b = _aligned(ctx, node, a, b)
+    if node.op_type in ("Add", "Mul") and isinstance(a, np.ndarray):
+        a, b = b, a  # constants come second
     if node.op_type == "Mul":
         for x, gate in ((a, b), (b, a)):
             sigmoid = ctx.emitter.defined_by(gate, "sigmoid")

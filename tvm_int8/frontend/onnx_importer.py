@@ -166,7 +166,7 @@ class OnnxImporter(ImportContext):
         return any(name in wanted or any(name in proto.input for proto in protos) for name in names)
 
     def _import_node(self, node: Node, inputs: list[Value | None], env) -> list[Value]:
-        self.emitter.layer = node.label
+        self.emitter.begin(node.label)
         try:
             return self._dispatch(node, inputs, env)
         except TvmInt8Error:

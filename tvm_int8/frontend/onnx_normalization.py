@@ -105,21 +105,26 @@ def lp_normalization(ctx, node: Node, x: Value) -> relax.Var:
     return ctx.emit(op.divide(x, op.maximum(norm, ctx.scalar(np.finfo(np.float32).tiny))))
 
 
+def channel_window_sum(ctx, x, size: int, before: int, after: int) -> relax.Var:
+    """Sums of `size` neighbouring channels, with `before` and `after` channels of zeros added around them."""
+    rank = len(ctx.shape(x))
+    padded = ctx.emit(op.nn.pad(x, [0, 0, before, after] + [0, 0] * (rank - 2)), "pad") if before or after else x
+    count, total = ctx.shape(padded)[1] - size + 1, None
+    for shift in range(size):
+        term = ctx.emit(op.strided_slice(padded, [1], [shift], [shift + count]), f"slice{shift}")
+        total = term if total is None else ctx.emit(op.add(total, term), f"sum{shift}")
+    return total
+
+
 @onnx_op("LRN")
 def local_response_normalization(ctx, node: Node, x: Value) -> relax.Var:
     """``x / (bias + alpha / size * window sum of x^2) ** beta``; the sum is of shifted slices along the channels.
 
     Padding, slices and additions are all injective, so they fuse into one loop; a pool over channels would not.
     """
-    shape, size = ctx.shape(x), int(node.get("size"))
+    size = int(node.get("size"))
     alpha, beta, bias = float(node.get("alpha", 1e-4)), float(node.get("beta", 0.75)), float(node.get("bias", 1.0))
     before, x = (size - 1) // 2, ctx.expr(x)
-    widths = [0, 0, before, size - 1 - before] + [0, 0] * (len(shape) - 2)
-    squares = ctx.emit(op.multiply(x, x), "square")
-    padded = ctx.emit(op.nn.pad(squares, widths), "pad") if size > 1 else squares
-    total = None
-    for shift in range(size):
-        term = ctx.emit(op.strided_slice(padded, [1], [shift], [shift + shape[1]]), f"slice{shift}")
-        total = term if total is None else ctx.emit(op.add(total, term), f"sum{shift}")
+    total = channel_window_sum(ctx, ctx.emit(op.multiply(x, x), "square"), size, before, size - 1 - before)
     base = op.add(op.multiply(total, ctx.scalar(alpha / size)), ctx.scalar(bias))
     return ctx.emit(op.divide(x, op.power(base, ctx.scalar(beta))))

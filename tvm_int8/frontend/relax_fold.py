@@ -54,6 +54,8 @@ def evaluate_call(call, arrays: list[np.ndarray], out_type) -> np.ndarray | None
         return np.concatenate(arrays, int(call.attrs.axis or 0))
     if name in ("zeros", "ones"):
         return np.full(tuple(int(dim) for dim in out_type.shape), 0 if name == "zeros" else 1, dtype)
+    if name == "arange":
+        return np.arange(*(arg.value for arg in call.args)).astype(dtype)
     if name == "full":
         return np.full(tuple(int(dim) for dim in out_type.shape), arrays[0], dtype)
     return None

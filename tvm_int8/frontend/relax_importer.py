@@ -52,9 +52,11 @@ def import_relax(
     mod = _to_nchw(mod)
     function = _entry(mod, where)
     given = {name: tuple(shape) for name, shape in input_shapes.items()}
-    return RelaxImporter(mod, where, layer_names or _attribute(function, "layer_names", {})).run(
-        function, given, output_names or _attribute(function, "output_names", None)
-    )
+    output_names = output_names or _attribute(function, "output_names", None)
+    if layer_names is not None:
+        return RelaxImporter(mod, where, layer_names).run(function, given, output_names)
+    known = _attribute(function, "layer_names", {})
+    return RelaxImporter(mod, where, known, keeps_names=True).run(function, given, output_names)
 
 
 def _entry(mod: tvm.IRModule, where: str) -> relax.Function:
@@ -98,10 +100,13 @@ class RelaxImporter(ImportContext):
         What messages call the module.
     layer_names : mapping of str to str
         Names of the layers by variable name.
+    keeps_names : bool
+        Whether variables keep their names, instead of being named after their layer.
     """
 
-    def __init__(self, mod: tvm.IRModule, where: str, layer_names: Mapping[str, str]):
+    def __init__(self, mod: tvm.IRModule, where: str, layer_names: Mapping[str, str], keeps_names: bool = False):
         super().__init__()
+        self.keeps_names = keeps_names
         self.mod, self.where = mod, where
         self.layer_names = {str(name): str(layer) for name, layer in layer_names.items()}
         self._arrays: dict = {}
@@ -130,7 +135,7 @@ class RelaxImporter(ImportContext):
         bindings = [binding for block in function.body.blocks for binding in block.bindings]
         labels = self._labels(bindings)
         for binding, label in zip(bindings, labels, strict=True):
-            self.emitter.layer = label
+            self.emitter.begin(label, binding.var.name if self.keeps_names else "")
             env[binding.var] = self._guarded(binding, env, label)
         return self._value(function.body.body, env)
 

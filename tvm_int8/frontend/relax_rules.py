@@ -14,6 +14,7 @@ from tvm.relax import op
 from .emitter import shape_of
 from .onnx_activation import clip_between
 from .onnx_conv import absorb_padding
+from .onnx_normalization import channel_window_sum
 from .onnx_reduce import mean
 from .onnx_shape import permute, reshape_to
 from .onnx_window import Window
@@ -72,6 +73,19 @@ def _avg_pool2d(ctx, call, x):
     ):
         return None
     return ctx.emit(op.nn.adaptive_avg_pool2d(ctx.expr(x), (1, 1)))
+
+
+def _avg_pool3d(ctx, call, x):
+    """A pool over channels, which is what TVM's importers make of LRN: a sum of slices instead."""
+    a, shape, pads = call.attrs, ctx.shape(x), _ints(call.attrs.padding)
+    size = int(a.pool_size[0])
+    others = (*_ints(a.pool_size)[1:], *_ints(a.strides), *_ints(a.dilation), *(1 + pads[i] for i in (1, 2, 4, 5)))
+    if shape[1] != 1 or set(others) != {1} or str(a.layout) != "NCDHW" or (any(pads) and not a.count_include_pad):
+        return None
+    source = ctx.expr(reshape_to(ctx, x, (shape[0], *shape[2:]), "channels"))
+    total = channel_window_sum(ctx, source, size, pads[0], pads[3])
+    out = ctx.emit(op.multiply(total, ctx.scalar(1.0 / size)))
+    return reshape_to(ctx, out, (shape[0], 1, *ctx.shape(out)[1:]), "volume")
 
 
 def _conv2d(ctx, call, x, weight):
@@ -164,13 +178,11 @@ def _batch_norm(ctx, call, x, *parameters):
     beta = beta if call.attrs.center else np.zeros_like(var)
     if len(ctx.shape(x)) == 4 and axis == 1:
         constants = [ctx.expr(array) for array in (gamma, beta, mean_, var)]
-        normalized = ctx.emit(
-            op.nn.batch_norm(ctx.expr(x), *constants, axis=1, epsilon=epsilon, training=False), "stats"
-        )
-        return [ctx.emit(relax.TupleGetItem(normalized, 0)), mean_, var]
-    lifted = ctx.can_lift([x]) and axis == 1
-    if lifted:
-        return [ctx.lower_to_signal(_batch_norm(ctx, call, ctx.lift(x), *parameters)[0]), mean_, var]
+        normalized = op.nn.batch_norm(ctx.expr(x), *constants, axis=1, epsilon=epsilon, training=False)
+        return ctx.emit(normalized, "" if ctx.keeps_names else "stats")
+    if axis == 1 and ctx.can_lift([x]):
+        normalized = _batch_norm(ctx, call, ctx.lift(x), *parameters)
+        return [ctx.lower_to_signal(ctx.emit(relax.TupleGetItem(normalized, 0))), mean_, var]
     along = [-1 if position == axis else 1 for position in range(len(ctx.shape(x)))]
     factor = (gamma / np.sqrt(var + np.float32(epsilon))).astype(np.float32)
     offset = (beta - mean_ * factor).astype(np.float32)
@@ -179,7 +191,7 @@ def _batch_norm(ctx, call, x, *parameters):
 
 
 def _clip(ctx, call, x, low, high):
-    low, high, largest = float(low), float(high), float(np.finfo(np.float32).max)
+    low, high, largest = float(low.value), float(high.value), float(np.finfo(np.float32).max)
     return clip_between(ctx, x, -math.inf if low <= -largest else low, math.inf if high >= largest else high)
 
 
@@ -187,12 +199,50 @@ def _relu6(ctx, call, x):
     return ctx.emit(op.clip(ctx.expr(x), 0.0, 6.0))
 
 
+def _minimum(ctx, call, a, b):
+    """``minimum(relu(x), c)`` is a clip."""
+    relu = ctx.emitter.defined_by(a, "nn.relu")
+    if relu is None or not isinstance(b, np.ndarray) or b.size != 1 or b.ndim > len(ctx.shape(a)):
+        return _elementwise(ctx, call, a, b)
+    return ctx.emit(op.clip(relu.args[0], 0.0, float(b.reshape(()))))
+
+
+def _maximum(ctx, call, a, b):
+    if isinstance(b, np.ndarray) and b.ndim == 0 and b == 0 and ctx.dtype(a) == "float32":
+        return ctx.emit(op.nn.relu(ctx.expr(a)))
+    return _elementwise(ctx, call, a, b)
+
+
+def _resize2d(ctx, call, x, size):
+    """Nearest interpolation by whole factors in the form the ONNX importer writes."""
+    attrs, extents = call.attrs, [int(dim) for dim in size.values]
+    whole = all(new % old == 0 for new, old in zip(extents, ctx.shape(x)[2:], strict=True))
+    rounded = str(attrs.coordinate_transformation_mode) == "half_pixel" and str(attrs.rounding_method).startswith(
+        "round"
+    )
+    if str(attrs.layout) != "NCHW" or str(attrs.method) != "nearest_neighbor" or not whole or not rounded:
+        return None
+    options = {"method": "nearest_neighbor", "coordinate_transformation_mode": "asymmetric"}
+    return ctx.emit(op.image.resize2d(ctx.expr(x), tuple(extents), rounding_method="floor", **options))
+
+
+def _add(ctx, call, a, b):
+    """Constants come second."""
+    if isinstance(a, np.ndarray) and isinstance(b, relax.Var):
+        a, b = b, a
+    lifted = _elementwise(ctx, call, a, b)
+    return ctx.emit(op.add(ctx.expr(a), ctx.expr(b))) if lifted is None else lifted
+
+
 def _multiply(ctx, call, a, b):
     for x, gate in ((a, b), (b, a)):
         sigmoid = ctx.emitter.defined_by(gate, "sigmoid")
         if sigmoid is not None and isinstance(x, relax.Var) and sigmoid.args[0].same_as(x):
             return ctx.emit(op.nn.silu(x))
-    return _elementwise(ctx, call, a, b)
+    if isinstance(a, np.ndarray) and isinstance(b, relax.Var):
+        a, b = b, a
+    lifted = _elementwise(ctx, call, a, b)
+    return ctx.emit(op.multiply(ctx.expr(a), ctx.expr(b))) if lifted is None else lifted
 
 
 def _elementwise(ctx, call, *args):
@@ -232,6 +282,7 @@ RULES = {
     "nn.adaptive_avg_pool2d": _adaptive_avg_pool2d,
     "nn.adaptive_avg_pool1d": _adaptive_avg_pool1d,
     "nn.avg_pool2d": _avg_pool2d,
+    "nn.avg_pool3d": _avg_pool3d,
     "nn.avg_pool1d": _pool1d(op.nn.avg_pool2d),
     "nn.max_pool1d": _pool1d(op.nn.max_pool2d),
     "nn.conv2d": _conv2d,
@@ -240,10 +291,14 @@ RULES = {
     "nn.batch_norm": _batch_norm,
     "clip": _clip,
     "nn.relu6": _relu6,
+    "add": _add,
     "multiply": _multiply,
+    "minimum": _minimum,
+    "maximum": _maximum,
+    "image.resize2d": _resize2d,
     "nn.prelu": _prelu,
     "dequantize": _dequantize,
 }
 RULES |= dict.fromkeys(
-    ("add", "subtract", "divide", "nn.relu", "sigmoid", "tanh", "nn.leakyrelu", "nn.silu", "nn.gelu"), _elementwise
+    ("subtract", "divide", "nn.relu", "sigmoid", "tanh", "nn.leakyrelu", "nn.silu", "nn.gelu"), _elementwise
 )

@@ -5,13 +5,16 @@ Only this file imports torch, and only when it is needed.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tvm
 
 from ..errors import ModelError
+from .onnx_file import reject_unknown_names, resolve_shape
 from .relax_importer import import_relax
 
 
@@ -27,7 +30,8 @@ def import_pt2(path: Path, input_shapes: Mapping[str, Sequence[int]]) -> tvm.IRM
         raise ModelError(str(path), "no such file", "a .pt2 file", "check the path")
     torch = _import_torch(str(path))
     try:
-        program = torch.export.load(str(path))
+        with _without_warnings():
+            program = torch.export.load(str(path))
     except Exception as error:
         raise ModelError(
             str(path), "holds no exported program", "a file written by torch.export.save", "export the model again"
@@ -61,15 +65,17 @@ def import_torch(program, input_shapes: Mapping[str, Sequence[int]], where: str 
             "a torch.export.ExportedProgram",
             "call torch.export.export(model.eval(), (example,))",
         )
+    program = _static(torch, program, input_shapes, where)
     layer_names: dict[str, str] = {}
     try:
-        module = _importer_class(layer_names)().from_exported_program(
-            program.run_decompositions(),
-            keep_params_as_input=False,
-            unwrap_unit_return_tuple=True,
-            no_bind_return_tuple=False,
-            custom_convert_map=None,
-        )
+        with _without_warnings():
+            module = _importer_class(layer_names)().from_exported_program(
+                program.run_decompositions(_decompositions(torch)),
+                keep_params_as_input=False,
+                unwrap_unit_return_tuple=True,
+                no_bind_return_tuple=False,
+                custom_convert_map=None,
+            )
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = (lines[-1] if lines else type(error).__name__)[:300]
@@ -77,7 +83,40 @@ def import_torch(program, input_shapes: Mapping[str, Sequence[int]], where: str 
             where, f"cannot be imported ({reason})", "operators TVM's PyTorch importer knows", "or export it to ONNX"
         ) from error
     outputs = [spec.arg.name for spec in program.graph_signature.output_specs if spec.kind.name == "USER_OUTPUT"]
-    return import_relax(module, input_shapes, where=where, layer_names=layer_names, output_names=outputs)
+    return import_relax(module, {}, where=where, layer_names=layer_names, output_names=outputs)
+
+
+def _static(torch, program, input_shapes, where: str):
+    """`program` without dynamic dimensions: exported again for the given shapes when it has some."""
+    names = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
+    given = {name: tuple(shape) for name, shape in input_shapes.items()}
+    reject_unknown_names(given, names, where)
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    examples, is_dynamic = [], False
+    for name in names:
+        if not isinstance(values.get(name), torch.Tensor):
+            raise ModelError(f"input '{name}'", "is no tensor", "tensors", "export the model with tensor inputs only")
+        declared = [dim if isinstance(dim, int) else str(dim) for dim in values[name].shape]
+        is_dynamic |= any(isinstance(dim, str) for dim in declared)
+        shape = resolve_shape(name, declared, given.get(name))
+        examples.append(torch.zeros(shape, dtype=values[name].dtype))
+    if not is_dynamic:
+        return program
+    try:
+        with _without_warnings():
+            return torch.export.export(program.module(), tuple(examples))
+    except Exception as error:
+        raise ModelError(
+            where, f"does not accept the shapes {[list(e.shape) for e in examples]}", "shapes it was exported for", ""
+        ) from error
+
+
+@contextlib.contextmanager
+def _without_warnings():
+    """Torch's and TVM's notes about their own internals say nothing about the user's model."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _import_torch(where: str):
@@ -91,13 +130,41 @@ def _import_torch(where: str):
     return torch
 
 
+# What TVM's importer takes whole; taken apart, these would come back as several operators.
+_KEPT_WHOLE = ("prelu", "silu", "selu", "hardswish", "hardsigmoid", "relu6", "softplus", "mish", "linear")
+
+
+def _decompositions(torch) -> dict:
+    table = torch.export.default_decompositions()
+    for name in _KEPT_WHOLE:
+        table.pop(getattr(torch.ops.aten, name).default, None)
+    return table
+
+
 def _importer_class(layer_names: dict[str, str]):
     """TVM's importer, noting for every variable it binds which module of the network it comes from."""
     from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
     class NamingImporter(ExportedProgramImporter):
         def create_convert_map(self):
-            return {name: self._noting(convert) for name, convert in super().create_convert_map().items()}
+            converters = {**super().create_convert_map(), "mish.default": self._mish}
+            return {name: self._noting(convert) for name, convert in converters.items()}
+
+        def _mish(self, node):
+            x = self.env[node.args[0]]
+            gate = self.block_builder.emit(tvm.relax.op.nn.softplus(x))
+            return self.block_builder.emit(tvm.relax.op.multiply(x, tvm.relax.op.tanh(gate)))
+
+        def _upsample_impl(self, x, size, scale_factor, method, align_corners):
+            """Nearest upsampling rounds ``i * old / new`` down in PyTorch."""
+            if method != "nearest_neighbor":
+                return super()._upsample_impl(x, size, scale_factor, method, align_corners)
+            extents = [int(dim) for dim in list(x.ty.shape)[2:]]
+            if size is None:
+                scales = scale_factor if isinstance(scale_factor, list | tuple) else [scale_factor] * len(extents)
+                size = [int(extent * scale) for extent, scale in zip(extents, scales, strict=True)]
+            options = {"coordinate_transformation_mode": "asymmetric", "rounding_method": "floor"}
+            return self.block_builder.emit(tvm.relax.op.image.resize2d(x, tuple(size), method=method, **options))
 
         @staticmethod
         def _noting(convert):

@@ -9,6 +9,7 @@ from tvm import relax
 from tvm_int8 import pipeline
 from tvm_int8.build import lower_and_build
 from tvm_int8.passes.dataflow import Dataflow
+from tvm_int8.runtime.threads import effective_num_threads, run_on_threads
 from tvm_int8.target import parse_target
 
 
@@ -37,6 +38,7 @@ class FloatNetwork:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one batch, input name -> array."""
         arrays = [tvm.runtime.tensor(np.ascontiguousarray(batch[name])) for name, _ in self._inputs]
-        results = list(self._machine["main"](*arrays))[self._skip :]
+        results = run_on_threads(lambda: self._machine["main"](*arrays), effective_num_threads(None))
+        results = list(results)[self._skip :]
         found = {name: np.from_dlpack(result) for name, result in zip(self._observed, results, strict=True)}
         return found | {name: batch[given] for name, given in self._given}

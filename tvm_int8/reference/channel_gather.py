@@ -25,4 +25,6 @@ def evaluate(spec, inputs, constants) -> np.ndarray:
     for data, scale, zero_point in zip(inputs, spec.scales, spec.zero_points, strict=True):
         value = data if data.dtype == np.float32 else (data.astype(np.int32) - np.int32(zero_point)).astype(np.float32)
         stored.append(arithmetic.store(value * np.float32(scale), output))
-    return np.stack([stored[tensor][:, channel] for tensor, channel in spec.source], axis=1)
+    n, _, height, width = spec.result.shape
+    zero = np.full((n, height, width), output.zero_point, output.dtype)
+    return np.stack([stored[tensor][:, channel] if tensor >= 0 else zero for tensor, channel in spec.source], axis=1)

@@ -151,8 +151,8 @@ def check_versions(metadata: Metadata, where: str) -> None:
 def open_library(path: str | os.PathLike[str]) -> Any:
     """Map an exported library's code and return its TVM module.
 
-    Through a link of a name never used before: the system's loader takes a name it knows for the library it mapped then,
-    even if the file has been replaced since.
+    Through a link of a name never used before: the system's loader takes a name it knows for the library it mapped
+    then, even if the file has been replaced since.
 
     Raises
     ------

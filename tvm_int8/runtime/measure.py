@@ -95,7 +95,7 @@ class Profile:
             [
                 table(("layer", "kernel", "us", "GMAC/s", "share"), cells, right_aligned={2, 3, 4}),
                 f"sum of {kernels} {self.kernels_us:.1f} us; end to end without timers {self.end_to_end_us:.1f} us",
-                f"activations {self.activation_bytes / 2**20:.1f} MiB; "
+                f"activations {self.activation_bytes / 2**20:.2f} MiB; "
                 f"median of {_count(self.runs, 'run')} on {_count(self.num_threads, 'thread')}",
             ]
         )
