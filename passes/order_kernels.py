@@ -14,6 +14,8 @@ Method     requantisation with one float multiply per channel: Jacob et al. 2018
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import tvm
 from tvm import relax
 
@@ -42,7 +44,7 @@ class OrderKernels:
         def rewrite(binding, value, new: Rebuilder):
             group = groups.get(binding.var)
             if group is not None:
-                return KernelOrder(group, flow, new).build()
+                return KernelOrder(group, flow, new, groups.keys()).build()
             if op_name(value) in ("quantize", "dequantize") and const_value(value.args[0]) is None:
                 return conversion(value, layer_name(flow, binding.var), binding.var.name)
             return None
@@ -61,11 +63,11 @@ class KernelOrder:
     """Collects what one group's kernel reads and computes.
 
     `inputs` holds the new function's expressions and `tensors` their descriptions; index 0 is the anchor's data where
-    there is an anchor.
+    there is an anchor. `delivered` are the variables that kernels bind.
     """
 
-    def __init__(self, group: Group, flow: Dataflow, new: Rebuilder):
-        self.group, self.flow, self.new = group, flow, new
+    def __init__(self, group: Group, flow: Dataflow, new: Rebuilder, delivered: Container[Var]):
+        self.group, self.flow, self.new, self.delivered = group, flow, new, delivered
         self.exit, self.shape = group.exit, shape_of(group.exit)
         self.inputs: list[Expr] = []
         self.tensors: list[Tensor] = []
@@ -103,7 +105,7 @@ class KernelOrder:
 
     def add_input(self, expr: Expr, dtype: str, shape) -> int:
         """Register a tensor of the old function as an input of the kernel; returns its index."""
-        self.inputs.append(self.new.translate(through_views(self.flow, expr)))
+        self.inputs.append(self.new.translate(through_views(self.flow, expr, self.delivered)))
         self.tensors.append(Tensor(logical_shape(shape), dtype, 0))
         return len(self.inputs) - 1
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from tvm_int8.config import QuantizationConfig
 
 from .dataflow import Dataflow
+from .equalize_channels import equalizable
 from .expressions import Expr, Var, dtype_of, op_name, shape_of, vars_in
 from .groups import CONVOLUTIONS, Group, fusion_groups, is_packable
 
@@ -48,6 +49,16 @@ class QuantizationPlan:
         while var in self.source:
             var = self.source[var]
         return var
+
+    def equalizable(self, flow: Dataflow) -> dict[str, Group]:
+        """Tensors whose channels can be equalised: name -> the group that delivers it."""
+        found = {}
+        for unit in self.units:
+            if unit.kind != "float" and unit.group is not None and unit.output in self.quantized:
+                readers = [reader for reader in self.units if unit.output in reader.inputs]
+                if all(reader.kind == "compute" for reader in readers) and equalizable(flow, unit.group):
+                    found[unit.output.name] = unit.group
+        return found
 
     def points(self) -> list[Var]:
         """Tensors whose ranges must be known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,9 +31,9 @@ def quantization_of(call: relax.Call) -> tuple[float, int] | None:
     return float(scale.reshape(-1)[0]), int(zero_point.reshape(-1)[0])
 
 
-def through_views(flow: Dataflow, expr: Expr) -> Expr:
-    """The tensor behind reshapes that only add or drop trailing dimensions of size one."""
-    while is_view(value := flow.value(expr)):
+def through_views(flow: Dataflow, expr: Expr, until: Container[Expr] = ()) -> Expr:
+    """The tensor behind reshapes that only add or drop trailing dimensions of size one; those in `until` are not looked behind."""
+    while expr not in until and is_view(value := flow.value(expr)):
         expr = value.args[0]
     return expr
 

@@ -188,6 +188,8 @@ def _axes(block: SBlock, bindings, extents: dict) -> tuple[list[Axis], dict]:
     axes, values, seen = [], {}, []
     for iter_var, binding in zip(block.iter_vars, bindings, strict=True):
         extent, var = _constant(iter_var.dom.extent), iter_var.var
+        if extent < 1:
+            raise Unsupported("has no elements")
         if extent == 1:
             values[var] = tirx.const(0, str(var.ty.dtype))
             continue

@@ -40,7 +40,7 @@ def schedule_island(func: tirx.PrimFunc, name: str, cpu: Cpu) -> tirx.PrimFunc:
     Parameters
     ----------
     func : PrimFunc
-        A function as `relax.transform.LegalizeOps` or `FuseTIR` leaves it: blocks in serial loops, static shapes.
+        A function as `relax.transform.LegalizeOps` leaves it: blocks in serial loops, static shapes.
     name : str
         Its name in the module.
 
@@ -51,14 +51,17 @@ def schedule_island(func: tirx.PrimFunc, name: str, cpu: Cpu) -> tirx.PrimFunc:
         `tvm_int8.island` when it was scheduled, `tvm_int8.unscheduled` with the reason when it was not.
     """
     try:
-        program = read_stages(func)
+        return schedule_program(read_stages(func), name, cpu)
     except Unsupported as reason:
         return func.with_attr(UNSCHEDULED, str(reason))
+
+
+def schedule_program(program: Program, name: str, cpu: Cpu) -> tirx.PrimFunc:
+    """The scheduled function of a program; `tvm_int8.island` names its stages."""
+    names = "+".join(dict.fromkeys(stage.name for stage in program.stages))
     island = _Island(program, cpu)
-    scheduled = island.build(name).without_attr("tvm_int8.kernel")
-    if not island.emitter.vectors:
-        scheduled = scheduled.with_attr(UNSCHEDULED, "has nothing for a second lane to do")
-    return scheduled.with_attr(ISLAND, "+".join(dict.fromkeys(stage.name for stage in program.stages)))
+    func = island.build(name).without_attr("tvm_int8.kernel").with_attr({"global_symbol": name, ISLAND: names})
+    return func if island.emitter.vectors else func.with_attr(UNSCHEDULED, "has nothing for a second lane to do")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from tvm_int8.quantization.calibrate import collect
 from tvm_int8.quantization.calibration_table import CalibrationTable
 from tvm_int8.quantization.data import CalibrationBatches, InputSpec
 from tvm_int8.quantization.data_free import synthetic_batches, warn_data_free
+from tvm_int8.quantization.equalization import Equalization, plan_equalization
 from tvm_int8.quantization.float_network import FloatNetwork
 from tvm_int8.quantization.layer_sqnr import layer_sqnr
 from tvm_int8.runtime import CompiledModule, load
@@ -88,7 +89,9 @@ def compile(  # noqa: A001 - the name is the public interface
             warnings.warn("the model is quantised already (QDQ): its own scales are used, calibration is ignored", stacklevel=2)
     elif config is not None:
         table, reference = _ranges(mod, calibration, config, progress)
-        prepared = pipeline.quantize(table, config)(mod)
+        flow = Dataflow(mod)
+        equalization = plan_equalization(flow, plan_quantization(flow, config), table) if config.equalize else Equalization()
+        prepared = pipeline.quantize(table, config, equalization)(mod)
         notes["ranges"] = "calibration" if calibration is not None else "data-free"
     executable, rows, _ = lower_and_build(prepared, resolved.tvm_target, resolved.cpu)
 
@@ -98,7 +101,7 @@ def compile(  # noqa: A001 - the name is the public interface
     module = CompiledModule(executable, metadata())
     if reference is None or missing_features(resolved.features):
         return module
-    return CompiledModule(executable, metadata(layer_sqnr(module, rows, *reference)))
+    return CompiledModule(executable, metadata(layer_sqnr(module, rows, *reference, equalization.factors)))
 
 
 def calibrate(
@@ -130,10 +133,12 @@ def calibrate(
     mod = pipeline.canonical_float()(load_model(model, input_shapes))
     if _is_quantized(mod):
         raise CalibrationError("model", "a QDQ model", "a float model", "its scales are in it already: compile it as it is")
-    plan = plan_quantization(Dataflow(mod), config)
+    flow = Dataflow(mod)
+    plan = plan_quantization(flow, config)
     points = [var.name for var in plan.points()]
     batches = CalibrationBatches(data, _input_specs(mod))
-    return collect(_LazyNetwork(mod, points), batches, points, config, progress=progress)
+    channel_points = plan.equalizable(flow)
+    return collect(_LazyNetwork(mod, points), batches, points, config, progress=progress, channel_points=channel_points)
 
 
 def _config(quantization: Any) -> QuantizationConfig | None:
@@ -189,7 +194,8 @@ class _KeepFirst:
 
 def _ranges(mod: tvm.IRModule, calibration: Any, config: QuantizationConfig, progress: bool):
     """(table, (float network, one batch) for the SQNR)."""
-    plan = plan_quantization(Dataflow(mod), config)
+    flow = Dataflow(mod)
+    plan = plan_quantization(flow, config)
     for pattern in config.unmatched_exclusions([(unit.layer, unit.op) for unit in plan.units]):
         warnings.warn(f"exclude entry {pattern!r} matches no layer of the model", stacklevel=4)
     points = [var.name for var in plan.points()]
@@ -205,7 +211,7 @@ def _ranges(mod: tvm.IRModule, calibration: Any, config: QuantizationConfig, pro
         batches = _KeepFirst(list(synthetic_batches({s.name: s.shape for s in specs}, SYNTHETIC_BATCHES)))
     else:
         batches = _KeepFirst(CalibrationBatches(calibration, specs))
-    table = collect(network, batches, points, config, progress=progress)
+    table = collect(network, batches, points, config, progress=progress, channel_points=plan.equalizable(flow))
     return table, (network, batches.first)
 
 

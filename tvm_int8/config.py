@@ -31,6 +31,8 @@ class QuantizationConfig:
         (``"conv2d_transpose"``, with or without the ``nn.`` in front).
     per_channel_weights : bool
         One weight scale per output channel, instead of one per tensor.
+    equalize : bool
+        Even out the channels of tensors between two convolutions (cross-layer equalisation).
     activation_dtype : str
         Integer type of activations: ``"uint8"``.
 
@@ -52,6 +54,7 @@ class QuantizationConfig:
     percentile: float = 99.99
     exclude: tuple[str, ...] = ()
     per_channel_weights: bool = True
+    equalize: bool = True
     activation_dtype: str = "uint8"
 
     def __new__(cls, *args: Any, **options: Any) -> QuantizationConfig:
@@ -63,8 +66,9 @@ class QuantizationConfig:
         """Check every value, and turn `exclude` into a tuple."""
         _check_choice("method", self.method, calibrator_names())
         _check_choice("activation_dtype", self.activation_dtype, ACTIVATION_DTYPES)
-        if not isinstance(self.per_channel_weights, bool):
-            raise _invalid("per_channel_weights", self.per_channel_weights, "True or False")
+        for option in ("per_channel_weights", "equalize"):
+            if not isinstance(getattr(self, option), bool):
+                raise _invalid(option, getattr(self, option), "True or False")
         number = isinstance(self.percentile, int | float) and not isinstance(self.percentile, bool)
         if not (number and 50 < self.percentile <= 100):
             raise _invalid("percentile", self.percentile, "a number above 50 and at most 100")

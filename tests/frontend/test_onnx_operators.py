@@ -279,7 +279,7 @@ def test_resize_with_aspect_ratio_and_axes():
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_n_ary(op_type, count):
     names = [f"x{index}" for index in range(count)]
-    model = graph([node(op_type, " ".join(names))], {name: (2, 3) for name in names})
+    model = graph([node(op_type, " ".join(names))], dict.fromkeys(names, (2, 3)))
     module = check(model)
     assert not any("stack" in name for name in op_counts(module))
 

@@ -62,10 +62,20 @@ class ImportContext:
             return None
         if isinstance(value, np.ndarray):
             return value if value.ndim < 2 else value.reshape((*value.shape[:-1], 1, value.shape[-1]))
-        known = self.lifted.get(value)
+        known = self._lifted_form(value)
         if known is None:
             batch, channels, width = self.shape(value)
             known = self.emit(relax.op.reshape(self.expr(value), (batch, channels, 1, width)), "lifted")
+        return known
+
+    def _lifted_form(self, value) -> relax.Var | None:
+        """The [N, C, 1, W] variable that `value` is a reshape of, if it is one."""
+        known = self.lifted.get(value)
+        earlier = self.emitter.defined_by(value, "reshape")
+        if known is None and earlier is not None and isinstance(earlier.args[0], relax.Var):
+            shape = self.shape(value)
+            if len(shape) == 3 and self.shape(earlier.args[0]) == (shape[0], shape[1], 1, shape[2]):
+                known = earlier.args[0]
         return known
 
     def lower_to_signal(self, value: relax.Var) -> relax.Var:
@@ -82,4 +92,8 @@ class ImportContext:
         if any(value.ndim > 3 for value in constants) or not all(isinstance(v, relax.Var) for v in variables):
             return False
         shapes = {self.shape(value) for value in variables}
-        return len(shapes) == 1 and len(next(iter(shapes))) == 3 and any(value in self.lifted for value in variables)
+        return (
+            len(shapes) == 1
+            and len(next(iter(shapes))) == 3
+            and any(self._lifted_form(v) is not None for v in variables)
+        )

@@ -79,7 +79,8 @@ def import_onnx(model, input_shapes: Mapping[str, Sequence[int]] | None = None) 
     proto, where = read_onnx(model)
     opsets = opset_versions(proto)
     functions = {(function.domain, function.name): function for function in proto.functions}
-    _reject_unknown_ops(proto.graph.node, opsets, functions)
+    wanted = [value.name for value in proto.graph.output]
+    _reject_unknown_ops(_needed(proto.graph.node, wanted), opsets, functions)
     check_onnx(proto, where)
     inputs = graph_inputs(proto, input_shapes, where)
     return OnnxImporter(opsets, functions).run(proto.graph, inputs)

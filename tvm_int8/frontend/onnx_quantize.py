@@ -51,7 +51,17 @@ def quantize(ctx, node: Node, x: Value, scale, zero_point, dtype: str, axis: int
     if dtype not in _QUANTIZED:
         raise node.error(f"quantises to {dtype}", "int8 or uint8", "quantise the model to 8 bits")
     scale, zero = _parameter(ctx, node, scale, "scale"), _parameter(ctx, node, zero_point, "zero point", dtype)
+    if _runs_lifted(ctx, x, scale, axis):
+        lifted = op.quantize(ctx.lift(x), ctx.expr(scale), ctx.expr(zero), 1, dtype)
+        return ctx.lower_to_signal(ctx.emit(lifted, suffix))
     return ctx.emit(op.quantize(ctx.expr(x), ctx.expr(scale), ctx.expr(zero), axis, dtype), suffix)
+
+
+def _runs_lifted(ctx, x: Value, scale: np.ndarray, axis: int) -> bool:
+    """Whether a 1-D network's value is quantised as [N, C, 1, W], like what its convolutions read and write."""
+    if not isinstance(x, relax.Var) or len(ctx.shape(x)) != 3 or (scale.ndim and axis != 1):
+        return False
+    return ctx.can_lift([x]) or ctx.emitter.definition(x) is None
 
 
 @onnx_op("DequantizeLinear")
@@ -76,6 +86,9 @@ def dequantize(ctx, node: Node, x: Value, scale, zero_point, axis: int = 1, suff
     if dtype not in _QUANTIZED:
         raise node.error(f"dequantises {dtype}", "int8 or uint8", "quantise the model to 8 bits")
     zero = _parameter(ctx, node, zero_point, "zero point", dtype)
+    if _runs_lifted(ctx, x, scale, axis):
+        lifted = op.dequantize(ctx.lift(x), ctx.expr(scale), ctx.expr(zero), 1)
+        return ctx.lower_to_signal(ctx.emit(lifted, suffix))
     return ctx.emit(op.dequantize(ctx.expr(x), ctx.expr(scale), ctx.expr(zero), axis), suffix)
 
 

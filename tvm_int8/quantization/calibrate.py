@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -12,7 +12,7 @@ from tvm_int8.config import QuantizationConfig
 from tvm_int8.errors import CalibrationError
 from tvm_int8.quantization.calibration_table import CalibrationTable, TensorRange
 from tvm_int8.quantization.calibrators import Calibrator, make_calibrator
-from tvm_int8.quantization.observers import MinMaxObserver
+from tvm_int8.quantization.observers import ChannelObserver, MinMaxObserver
 
 Run = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
 
@@ -25,6 +25,7 @@ def collect(
     *,
     progress: bool = True,
     keep_histograms: bool = False,
+    channel_points: Collection[str] = (),
 ) -> CalibrationTable:
     """Run the float network over all batches and choose a range for every quantisation point.
 
@@ -42,6 +43,8 @@ def collect(
         Show a progress bar where standard error is a terminal.
     keep_histograms : bool
         Put the histograms into the table, where the calibrator made any.
+    channel_points : collection of str
+        Points whose channels' (axis 1) extremes are kept too.
 
     Returns
     -------
@@ -55,17 +58,21 @@ def collect(
     """
     calibrator = make_calibrator(config or QuantizationConfig())
     observers = {name: calibrator.observer_class(name) for name in points}
+    channels = {name: ChannelObserver() for name in channel_points}
     total = operator.length_hint(batches, 0) or None
     seen = 0
     # disable=None is tqdm's own rule: no bar unless it writes to a terminal.
     for batch in tqdm(batches, "calibrate", total, unit="batch", disable=None if progress else True):
-        _observe(run(batch), observers, seen)
+        tensors = run(batch)
+        _observe(tensors, observers, seen)
+        for name, channel_observer in channels.items():
+            channel_observer.update(tensors[name])
         seen += 1
     if seen == 0:
         action = "pass at least one batch; a generator can be iterated only once"
         raise CalibrationError("calibration data", "no batch at all", "some 100 to 500 typical inputs", action)
     return CalibrationTable(
-        {name: _range(calibrator, observer, keep_histograms) for name, observer in observers.items()}
+        {name: _range(calibrator, observer, keep_histograms, channels.get(name)) for name, observer in observers.items()}
     )
 
 
@@ -81,7 +88,11 @@ def _observe(tensors: Mapping[str, np.ndarray], observers: Mapping[str, MinMaxOb
         observer.update(tensors[name], batch)
 
 
-def _range(calibrator: Calibrator, observer: MinMaxObserver, keep_histograms: bool) -> TensorRange:
+def _range(
+    calibrator: Calibrator, observer: MinMaxObserver, keep_histograms: bool, channels: ChannelObserver | None
+) -> TensorRange:
     low, high = calibrator.choose_range(observer)
     histogram = observer.histogram() if keep_histograms else None
-    return TensorRange(low, high, calibrator.name, observer.batches, histogram)
+    if channels is None:
+        return TensorRange(low, high, calibrator.name, observer.batches, histogram)
+    return TensorRange(low, high, calibrator.name, observer.batches, histogram, *channels.ranges())

@@ -8,7 +8,7 @@ import math
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -38,6 +38,8 @@ class TensorRange:
         Batches seen; 0 without data.
     histogram : Histogram, optional
         The distribution the range was chosen from.
+    channel_low, channel_high : tuple of float, optional
+        Extremes per channel (axis 1), for tensors whose channels can be equalised.
     """
 
     low: float
@@ -45,6 +47,25 @@ class TensorRange:
     method: str
     batches: int
     histogram: Histogram | None = None
+    channel_low: tuple[float, ...] | None = None
+    channel_high: tuple[float, ...] | None = None
+
+    def divided(self, factor: np.ndarray) -> TensorRange:
+        """Return the range of the tensor with channel c divided by ``factor[c]``, clipped as much as this one is."""
+        if self.channel_low is None or self.channel_high is None:
+            raise ValueError("a range without its channels' ranges cannot be divided")
+        low, high = np.asarray(self.channel_low), np.asarray(self.channel_high)
+        kept_low = self.low / low.min() if low.min() < 0 else 1.0
+        kept_high = self.high / high.max() if high.max() > 0 else 1.0
+        low, high = low / factor, high / factor
+        return replace(
+            self,
+            low=float(low.min() * kept_low),
+            high=float(high.max() * kept_high),
+            histogram=None,
+            channel_low=tuple(map(float, low)),
+            channel_high=tuple(map(float, high)),
+        )
 
 
 class CalibrationTable(Mapping[str, TensorRange]):
@@ -70,7 +91,7 @@ class CalibrationTable(Mapping[str, TensorRange]):
     def __init__(self, ranges: Mapping[str, TensorRange]):
         _check_ranges(ranges, "calibration table")
         self._ranges = {
-            name: TensorRange(float(r.low), float(r.high), r.method, int(r.batches), r.histogram)
+            name: replace(r, low=float(r.low), high=float(r.high), batches=int(r.batches))
             for name, r in ranges.items()
         }
 
@@ -95,6 +116,10 @@ class CalibrationTable(Mapping[str, TensorRange]):
     def fingerprint(self) -> str:
         """A short hash of the tensor names: the same for the same network, whatever the data."""
         return _fingerprint(self)
+
+    def equalized(self, factors: Mapping[str, np.ndarray]) -> CalibrationTable:
+        """Return the table of the network whose tensors were divided, per channel, by `factors`."""
+        return CalibrationTable({n: r.divided(factors[n]) if n in factors else r for n, r in self.items()})
 
     def scale_zero_point(self, name: str, dtype: str = "uint8") -> tuple[np.float32, int]:
         """Return a tensor's scale and zero point; the formula is `scale_zero_point.scale_zero_point`'s.
@@ -243,8 +268,7 @@ def _check_document(document: Any, where: str) -> Mapping[str, Any]:
 
 def _range_to_json(r: TensorRange) -> str:
     entry = asdict(r)
-    if r.histogram is None:
-        del entry["histogram"]
+    entry = {key: value for key, value in entry.items() if value is not None}
     return json.dumps(entry, allow_nan=False)
 
 
@@ -256,7 +280,10 @@ def _range_from_json(entry: Any, where: str) -> TensorRange:
             whole = all(isinstance(x, int) and x >= 0 for x in histogram.counts) and isinstance(histogram.first, int)
             if not (whole and isinstance(histogram.width, Real) and math.isfinite(histogram.width)):
                 raise ValueError("histogram of something else than counts")
-        return TensorRange(**{**entry, "histogram": histogram})
+        channels = {key: tuple(map(float, entry[key])) for key in ("channel_low", "channel_high") if key in entry}
+        if len({len(values) for values in channels.values()}) > 1 or len(channels) == 1:
+            raise ValueError("channel_low and channel_high of different lengths")
+        return TensorRange(**{**entry, **channels, "histogram": histogram})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         expected = '"low", "high", "method", "batches" and perhaps "histogram"'
         raise CalibrationError(where, f"an entry that does not fit ({error})", expected, _RECALIBRATE) from error

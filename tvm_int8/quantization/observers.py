@@ -179,3 +179,26 @@ def _bin_exponent(low: float, high: float) -> int:
     while _grid_index(high, exponent) - _grid_index(low, exponent) >= MAX_BINS:
         exponent += 1
     return exponent
+
+
+class ChannelObserver:
+    """The smallest and the largest value of every channel (axis 1) of a tensor.
+
+    NaN and infinities are the business of the observer of the whole tensor, which sees the same batches first.
+    """
+
+    def __init__(self) -> None:
+        self._low: np.ndarray | None = None
+        self._high: np.ndarray | None = None
+
+    def update(self, values: np.ndarray) -> None:
+        """Take in one batch, [N, C, ...]."""
+        axes = (0, *range(2, values.ndim))
+        low, high = values.min(axes), values.max(axes)
+        self._low = low if self._low is None else np.minimum(self._low, low)
+        self._high = high if self._high is None else np.maximum(self._high, high)
+
+    def ranges(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the extremes so far, low and high."""
+        assert self._low is not None and self._high is not None, "no batch seen"
+        return tuple(map(float, self._low)), tuple(map(float, self._high))

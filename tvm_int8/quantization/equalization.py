@@ -1,0 +1,97 @@
+"""Factors that even a tensor's channels out before it is quantised with one scale.
+
+A channel that uses a tenth of the tensor's range keeps three bits fewer.  Dividing channel c by s[c], and multiplying the weights that read it by
+s[c], evens the ranges out; but a reader with one weight scale per output channel pays where s[c] enlarges its largest weights.  Both noises
+can be predicted from the weights and the observed channel ranges, so the best of a family s = range^a / weight^b is picked per tensor;
+a depthwise reader, whose weight scales follow s, pays nothing.
+
+Source: Nagel et al. 2019 (arXiv:1906.04721) for the equalisation; Xiao et al. 2023 (SmoothQuant, arXiv:2211.10438) for the exponents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tvm_int8.passes.dataflow import Dataflow
+from tvm_int8.passes.equalize_channels import incoming_weights
+from tvm_int8.passes.groups import Group
+from tvm_int8.passes.quantization_plan import QuantizationPlan
+from tvm_int8.quantization.calibration_table import CalibrationTable
+
+EXPONENTS = tuple((a, b) for a in (0.0, 0.25, 0.5, 0.75, 1.0) for b in (0.0, 0.25, 0.5))
+SMALLEST = 1e-3  # no factor is further than this from the largest
+WORTHWHILE = 0.95  # predicted noise, relative to none, above which a tensor is left as it is
+RMS_OF_RANGE = 0.25  # root mean square of a channel, as a share of its largest magnitude
+
+
+@dataclass(frozen=True)
+class Equalization:
+    """factors: tensor name -> s [C]; groups: tensor name -> the group of operators that delivers it."""
+
+    factors: dict[str, np.ndarray] = field(default_factory=dict)
+    groups: dict[str, Group] = field(default_factory=dict)
+
+
+def plan_equalization(flow: Dataflow, plan: QuantizationPlan, table: CalibrationTable) -> Equalization:
+    """Choose factors for every tensor of the plan that can be equalised and whose channels the table knows."""
+    groups = plan.equalizable(flow)
+    factors = {}
+    for name, group in groups.items():
+        seen = table.get(name)
+        if seen is None or seen.channel_low is None:
+            continue
+        readers = [incoming_weights(reader.value) for reader in flow.consumers[group.exit]]
+        factor = choose_factors(np.asarray(seen.channel_low), np.asarray(seen.channel_high), readers)
+        if factor is not None:
+            factors[name] = factor
+    return Equalization(factors, groups)
+
+
+def choose_factors(low: np.ndarray, high: np.ndarray, readers: list[np.ndarray]) -> np.ndarray | None:
+    """The factors of one tensor, or None where they would gain next to nothing.
+
+    Parameters
+    ----------
+    low, high : ndarray [C]
+        Observed range per channel.
+    readers : list of ndarray [C, outputs, taps]
+        Weights of every convolution that reads the tensor, by input channel; `outputs` is 1 for depthwise ones.
+    """
+    low, high = np.minimum(low, 0.0).astype(np.float64), np.maximum(high, 0.0).astype(np.float64)
+    magnitude = np.maximum(-low, high)
+    largest = np.max([np.abs(w).max((1, 2)) for w in readers], axis=0).astype(np.float64)
+    alive = (magnitude > 0) & (largest > 0)
+    if alive.sum() < 2:
+        return None
+    best, plain = None, None
+    for a, b in EXPONENTS:
+        factor = np.ones(len(low))
+        factor[alive] = magnitude[alive] ** a / largest[alive] ** b
+        factor[alive] /= factor[alive].max()
+        factor = np.maximum(factor, SMALLEST)
+        noise = predicted_noise(low, high, factor, readers)
+        plain = noise if plain is None else plain
+        if best is None or noise < best[0]:
+            best = (noise, factor)
+    return best[1] if best[0] < WORTHWHILE * plain else None
+
+
+def predicted_noise(low: np.ndarray, high: np.ndarray, factor: np.ndarray, readers: list[np.ndarray]) -> float:
+    """Variance of the readers' outputs, relative to their signal, from uniform rounding of activations and weights."""
+    step = ((high / factor).max() - (low / factor).min()) / 255
+    power = (np.maximum(-low, high) * RMS_OF_RANGE) ** 2
+    total = 0.0
+    for weight in readers:
+        scaled = weight.astype(np.float64) * factor[:, None, None]
+        from_data = step**2 * (scaled**2).sum()
+        taps = weight.shape[2]
+        if weight.shape[1] == 1:  # one output per input channel: its weight scale is its own
+            from_weight = ((np.abs(scaled).max((1, 2)) / 127) ** 2 * taps * power / factor**2).sum()
+        else:
+            steps = np.abs(scaled).max((0, 2)) / 127
+            from_weight = (steps**2).sum() * taps * (power / factor**2).sum()
+        signal = ((weight.astype(np.float64) ** 2).sum((1, 2)) * power).sum()
+        total += (from_data + from_weight) / max(signal, 1e-30)
+    return total
