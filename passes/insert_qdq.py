@@ -35,7 +35,6 @@ class InsertQdq:
         flow = Dataflow(mod)
         plan = plan_quantization(flow, self.config)
         computing = {unit.group.anchor.var for unit in plan.units if unit.kind == "compute"}
-        floating = {b.var for unit in plan.units if unit.kind == "float" for b in _bindings_of(unit, flow)}
         done: set[Var] = set()
 
         def pair(var: Var, new: Rebuilder) -> None:
@@ -51,13 +50,14 @@ class InsertQdq:
                 if var in plan.quantized and var not in done:
                     pair(var, new)
             value = new.translate(binding.value)
-            if binding.var in computing and binding.var not in floating:
-                return self._with_quantized_weight(value, binding.var.name, new)
-            return value
+            if binding.var not in computing:
+                return value
+            statistics = self.table.get(binding.value.args[0].name) if isinstance(binding.value.args[0], Var) else None
+            return self._quantized(value, binding.var.name, statistics, new)
 
         return rebuild(mod, rewrite)
 
-    def _with_quantized_weight(self, call: relax.Call, name: str, new: Rebuilder) -> relax.Call:
+    def _quantized(self, call: relax.Call, name: str, data, new: Rebuilder) -> Expr:
         weight = const_value(call.args[1])
         axis = 1 if op_name(call) == "nn.conv2d_transpose" else 0
         per_channel = self.config.per_channel_weights
@@ -65,9 +65,25 @@ class InsertQdq:
         dequantized = relax.op.dequantize(
             constant(quantized), constant(scale), constant(np.zeros(scale.shape, np.int8)), axis=axis if per_channel else -1
         )
-        weight = new.emit(dequantized, f"{name}_weight")
-        return relax.Call(call.op, [call.args[0], weight, *call.args[2:]], call.attrs, call.ty_args)
+        integer = new.emit(dequantized, f"{name}_weight")
+        call = relax.Call(call.op, [call.args[0], integer, *call.args[2:]], call.attrs, call.ty_args)
+        if not self.config.bias_correction or data is None or data.channels is None:
+            return call
+        spread = [-1 if i == axis else 1 for i in range(weight.ndim)] if per_channel else []
+        error = quantized.astype(np.float64) * scale.astype(np.float64).reshape(spread) - weight
+        return relax.op.add(call, constant(-expected_error(call, error, np.asarray(data.channels.mean))))
 
 
-def _bindings_of(unit, flow: Dataflow):
-    return unit.group.bindings if unit.group is not None else [flow.producer[unit.output]]
+def expected_error(call: relax.Call, error: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """What rounded weights add to a convolution's outputs on average, E[error * x], as float32 [1, O, 1, 1].
+
+    Empirical bias correction: Nagel et al. 2019 (arXiv:1906.04721), section 4.2; borders, where taps see padding, are neglected.
+    """
+    groups = int(call.attrs.groups)
+    if op_name(call) == "nn.conv2d_transpose":
+        strides = [int(s) for s in call.attrs.strides]
+        shift = np.einsum("gc,gco->go", mean.reshape(groups, -1), error.sum((2, 3)).reshape(groups, -1, error.shape[1]))
+        shift = shift / np.prod(strides)  # each output meets one tap in strides[0] * strides[1]
+    else:
+        shift = np.einsum("gc,goc->go", mean.reshape(groups, -1), error.sum((2, 3)).reshape(groups, -1, error.shape[1]))
+    return shift.reshape(1, -1, 1, 1).astype(np.float32)

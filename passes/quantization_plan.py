@@ -60,6 +60,11 @@ class QuantizationPlan:
                     found[unit.output.name] = unit.group
         return found
 
+    def convolution_inputs(self) -> list[str]:
+        """Points that convolutions read: the ones whose channels calibration looks at one by one."""
+        read = {unit.group.anchor.value.args[0] for unit in self.units if unit.kind == "compute"}
+        return [var.name for var in self.points() if var in read and len(shape_of(var)) == 4]
+
     def points(self) -> list[Var]:
         """Tensors whose ranges must be known."""
         return [var for var in self.quantized if self.origin(var) is var]

@@ -22,7 +22,7 @@ from tvm import relax, tirx
 from tvm_int8.schedules.cpu import Cpu
 from tvm_int8.schedules.island_program import Step, joined
 from tvm_int8.schedules.island_stages import Unsupported, read_stages
-from tvm_int8.schedules.islands import ISLAND, UNSCHEDULED, schedule_program
+from tvm_int8.schedules.islands import ISLAND, UNSCHEDULED, schedule_island, schedule_program
 
 from .dataflow import Dataflow, Rebuilder, rebuild
 from .expressions import Expr, Var
@@ -57,11 +57,12 @@ class ScheduleIslands:
         flow = Dataflow(mod)
         islands = _Islands(mod, reasons, _groups(flow, reasons, self.fuse), self.cpu)
         out = rebuild(mod, islands)
+        called = {binding.value.args[0] for binding in Dataflow(out).bindings if _callee(binding.value)}
         for variable, func in list(out.functions.items()):
-            if is_island(func) and reasons[variable.name_hint] is None:
-                del out[variable]
+            if is_island(func) and variable in called:
+                out.update_func(variable, schedule_island(func, variable.name_hint, self.cpu))
             elif is_island(func):
-                out.update_func(variable, func.with_attr(UNSCHEDULED, reasons[variable.name_hint]))
+                del out[variable]
         for variable, func in islands.functions.items():
             out.update_func(variable, func)
         return out
@@ -123,7 +124,7 @@ class _Islands:
     def __init__(self, mod: tvm.IRModule, reasons, groups, cpu: Cpu):
         self.mod, self.groups, self.cpu = mod, groups, cpu
         self.functions: dict[tvm.ir.GlobalVar, tirx.PrimFunc] = {}
-        self._known: dict[tuple, tvm.ir.GlobalVar] = {}
+        self._known: dict[tuple, tvm.ir.GlobalVar | None] = {}
         self._names = {v.name_hint for v, func in mod.functions.items() if not is_island(func) or reasons[v.name_hint]}
         self._builder = relax.BlockBuilder()  # gives functions the type a call_tir wants to see
 
@@ -140,12 +141,22 @@ class _Islands:
         key = (tuple(steps), len(inputs))
         if key not in self._known:
             self._known[key] = self._deliver(steps, len(inputs))
-        return relax.call_tir(self._known[key], [new.translate(e) for e in inputs], out_ty=binding.value.ty_args[0])
+        if self._known[key] is None:
+            return None
+        out = binding.value.ty_args[0]
+        types = list(out.fields) if isinstance(out, relax.TupleType) else out
+        return relax.call_tir(self._known[key], [new.translate(e) for e in inputs], out_ty=types)
 
-    def _deliver(self, steps, inputs: int) -> tvm.ir.GlobalVar:
-        program = joined([Step(read_stages(self.mod[callee]), sources) for callee, sources in steps], inputs)
-        name = self._unique(_name([callee for callee, _ in steps]))
-        func = schedule_program(program, name, self.cpu)
+    def _deliver(self, steps, inputs: int) -> tvm.ir.GlobalVar | None:
+        """The function of a group; None when its members had better be scheduled one by one."""
+        name = _name([callee for callee, _ in steps])
+        try:
+            program = joined([Step(read_stages(self.mod[callee]), sources) for callee, sources in steps], inputs)
+            func = schedule_program(program, name, self.cpu)
+        except Exception:  # TVM raises whatever it likes; an island must never stop a compilation
+            return None
+        name = self._unique(name)
+        func = func.with_attr("global_symbol", name)
         variable = self._builder.add_func(func, name)
         self.functions[variable] = func
         return variable

@@ -22,6 +22,7 @@ from .island_stages import Axis, Program, Stage, Write, shape_of
 
 _CHEAP_OPERATIONS = 4
 _CALL_WEIGHT = 8
+_MANY = 4  # reads of each element
 _SHORT_ROW = 64  # elements; in longer rows a condition on an outer axis costs nothing
 _MAX_SEGMENTS = 12
 _PIECE = 4096  # elements of a split reduction's pieces, at least
@@ -35,7 +36,9 @@ def weight(stage: Stage) -> int:
 def _operations(expr: Expr) -> int:
     if isinstance(expr, TensorLoad):
         return 1
-    if isinstance(expr, Call) and not is_call(expr, "if_then_else"):
+    if is_call(expr, "if_then_else"):
+        return sum(_operations(branch) for branch in expr.args[1:])
+    if isinstance(expr, Call):
         return _CALL_WEIGHT + sum(_operations(argument) for argument in expr.args)
     own = 0 if isinstance(expr, (Var, prim.Cast)) or not children(expr) else 1
     return own + sum(_operations(child) for child in children(expr))
@@ -67,13 +70,19 @@ def _count(stage: Stage, buffer: Var) -> int:
 
 
 def _worth(producer: Stage, consumers: Sequence[Stage], reads: int) -> bool:
+    """Whether inlining repeats nothing, or little that is cheap.
+
+    Reductions that read every element many times (matmul, convolution) want it once, in their own order and without conditions.
+    """
     value = producer.writes[0].value
     conditional = any(is_call(node, "if_then_else") for node in nodes(value))
-    if conditional and any(consumer.is_reduction for consumer in consumers):
+    reduced = any(consumer.is_reduction for consumer in consumers)
+    if reduced and (conditional or reads >= _MANY * producer.iterations):
         return False
     if reads <= producer.iterations:
         return True
-    calls = any(isinstance(node, (Call, prim.Div, prim.FloorDiv, prim.FloorMod, prim.Mod)) for node in nodes(value))
+    slow = (prim.Div, prim.FloorDiv, prim.FloorMod, prim.Mod)
+    calls = any(isinstance(n, slow) or isinstance(n, Call) and not is_call(n, "if_then_else") for n in nodes(value))
     return not calls and _operations(value) <= _CHEAP_OPERATIONS
 
 

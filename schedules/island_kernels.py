@@ -96,7 +96,7 @@ class Emitter:
         others = [axis for axis in stage.spatial if axis is not tile.axis and (tile.lanes is None or axis is not tile.lanes.axis)]
         with nest([*(a.extent for a in others), tile.row_tiles, tile.column_tiles], self.tasks) as found:
             values = {axis.var: index for axis, index in zip(others, found[:-2], strict=True)}
-            sums = [T.alloc_buffer((tile.size,), str(w.buffer.ty.dtype), scope="local") for w in stage.writes]
+            sums = [T.alloc_buffer((tile.size,), str(w.buffer.ty.dtype)) for w in stage.writes]
 
             def every_cell(body):
                 for row, vector in tile.cells():
@@ -130,7 +130,7 @@ class Emitter:
         others = [a for a in stage.reduced if a is not axis]
         with nest([*(a.extent for a in stage.spatial), 1], self.tasks) as found:
             values = {a.var: index for a, index in zip(stage.spatial, found[:-1], strict=True)}
-            sums = [T.alloc_buffer((vectors * lanes,), str(w.buffer.ty.dtype), scope="local") for w in stage.writes]
+            sums = [T.alloc_buffer((vectors * lanes,), str(w.buffer.ty.dtype)) for w in stage.writes]
 
             def merge(at, new):
                 results = [T.Bind(result) for result in combine([total[at] for total in sums], new)]
@@ -220,9 +220,9 @@ def _tiles(stage: Stage, lanes: Lanes | None, cpu: Cpu) -> list[tuple[Stage, Til
     if lanes is None:
         return [(stage, Tile(None))]
     budget = max(1, cpu.vector_registers * cpu.vector_bits * 3 // (4 * 512 * len(stage.writes)))
-    most = min(4, lanes.axis.extent // lanes.lanes, budget)
-    vectors = min(range(most, 0, -1), key=lambda n: -(-lanes.axis.extent // (n * lanes.lanes)) * n)
     axis = _shared_axis(stage, lanes.axis)
+    most = min(_ROW_VECTORS if axis else 2 * _ROW_VECTORS, lanes.axis.extent // lanes.lanes, budget)
+    vectors = min(range(most, 0, -1), key=lambda n: -(-lanes.axis.extent // (n * lanes.lanes)) * n)
     limit = min(budget // vectors, axis.extent) if axis else 1
     if limit <= 1:
         return [(stage, Tile(lanes, vectors))]

@@ -21,8 +21,8 @@ from tvm.ir import TensorLoad, Var
 from .island_expressions import loads
 from .island_stages import Axis, Stage, shape_of
 
-CHUNK = 256  # elements of the innermost axis in one task
-_ROUND = 64
+_CHUNK = 256  # iterations of a task, at least
+_ROUND = 16
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Shared:
     extent: int
     axes: tuple[Axis, ...]  # one per stage
     dims: dict[Var, int]
-    innermost: bool
+    grain: int = 1  # elements of a chunk, at least; 1 for axes that are not innermost
 
     @property
     def tasks(self) -> int:
-        return max(1, self.extent // CHUNK) if self.innermost else self.extent
+        return max(1, self.extent // self.grain)
 
 
 def passed(stages: Sequence[Stage]) -> list[Var]:
@@ -52,15 +52,22 @@ def shared_axes(stages: Sequence[Stage]) -> list[Shared]:
     """The axes a loop around all `stages` can have, in the order of the last stage's axes."""
     buffers = passed(stages)
     found = []
-    innermost = stages[-1].spatial[-1] if stages[-1].spatial else None
     for axis in stages[-1].spatial:
-        shared = _shared(stages, buffers, axis, axis is innermost)
+        shared = _shared(stages, buffers, axis)
         if shared is not None:
             found.append(shared)
+    if found and found[-1].axes[-1] is stages[-1].spatial[-1]:
+        found[-1] = replace(found[-1], grain=_grain(stages))
     return found
 
 
-def _shared(stages: Sequence[Stage], buffers: Sequence[Var], last: Axis, innermost: bool) -> Shared | None:
+def _grain(stages: Sequence[Stage]) -> int:
+    """Elements of the result's innermost axis that are worth a task: fewer when each one takes long."""
+    per_element = sum(stage.iterations for stage in stages) / math.prod(axis.extent for axis in stages[-1].spatial)
+    return max(1, -(-_CHUNK // int(per_element) // _ROUND)) * _ROUND
+
+
+def _shared(stages: Sequence[Stage], buffers: Sequence[Var], last: Axis) -> Shared | None:
     """Follow `last`, an axis of the last stage, through the buffers; None where that ends or contradicts itself."""
     axes: dict[int, Axis] = {len(stages) - 1: last}
     dims: dict[Var, int] = {}
@@ -83,7 +90,7 @@ def _shared(stages: Sequence[Stage], buffers: Sequence[Var], last: Axis, innermo
                         axes[number], changed = axis, True
     if len(axes) != len(stages) or len(dims) != len(set(buffers)):
         return None
-    return Shared(last.extent, tuple(axes[i] for i in range(len(stages))), dims, innermost)
+    return Shared(last.extent, tuple(axes[i] for i in range(len(stages))), dims)
 
 
 def _accesses(stage: Stage, buffers: Sequence[Var]) -> list[tuple[Var, tuple]]:
@@ -124,7 +131,7 @@ def count_tasks(stages: Sequence[Stage]) -> int:
     extents = [axis.extent for axis in stages[0].spatial]
     if stages[0].is_reduction or not extents:
         return math.prod(extents)
-    return math.prod(extents[:-1]) * max(1, extents[-1] // CHUNK)
+    return math.prod(extents[:-1]) * max(1, extents[-1] // _CHUNK)
 
 
 @dataclass(frozen=True)
@@ -141,14 +148,14 @@ def choose_region(stages: Sequence[Stage], tasks: int) -> Region:
     candidates = shared_axes(stages)
     single, count = [], 1
     for shared in candidates:
-        if not shared.innermost and count < tasks:
+        if shared.grain == 1 and count < tasks:
             single.append(shared)
             count *= shared.extent
-    last = next((shared for shared in candidates if shared.innermost), None)
-    if last is None or count >= tasks or last.extent < 2 * _ROUND:
+    last = next((shared for shared in candidates if shared.grain > 1), None)
+    if last is None or count >= tasks:
         return Region(tuple(single))
     chunk = -(-last.extent * count // tasks)
-    chunk = max(_ROUND, -(-chunk // _ROUND) * _ROUND)
+    chunk = max(last.grain, -(-chunk // _ROUND) * _ROUND)
     return Region(tuple(single), last, chunk) if chunk < last.extent else Region(tuple(single))
 
 

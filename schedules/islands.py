@@ -54,6 +54,8 @@ def schedule_island(func: tirx.PrimFunc, name: str, cpu: Cpu) -> tirx.PrimFunc:
         return schedule_program(read_stages(func), name, cpu)
     except Unsupported as reason:
         return func.with_attr(UNSCHEDULED, str(reason))
+    except Exception as error:  # TVM raises whatever it likes; an island must never stop a compilation
+        return func.with_attr(UNSCHEDULED, f"failed with {type(error).__name__}: {error}")
 
 
 def schedule_program(program: Program, name: str, cpu: Cpu) -> tirx.PrimFunc:

@@ -6,8 +6,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-NORMALISED = {"pads": [1, 1, 1, 1]}
-
 
 class Network:
     """Builds a graph node by node; every method takes and returns names of tensors."""
@@ -128,7 +126,8 @@ def decoder() -> onnx.ModelProto:
     y = net.relu(net.conv(net.concat(up, skip), 17))
     smooth = net.resize(net.conv(y, 5, 1), 2, mode="linear", coordinate_transformation_mode="half_pixel")
     weight = net.normal(17, 6, 3, 3, scale=0.15)
-    y = net.add("ConvTranspose", y, weight, net.normal(6), channels=6, strides=[2, 2], pads=[1] * 4, output_padding=[1, 1])
+    up = {"strides": [2, 2], "pads": [1] * 4, "output_padding": [1, 1]}
+    y = net.add("ConvTranspose", y, weight, net.normal(6), channels=6, **up)
     return net.finish(net.conv(smooth, 3, 1), net.add("Sigmoid", net.conv(net.relu(y), 1, 1)))
 
 
@@ -141,9 +140,8 @@ def shuffle() -> onnx.ModelProto:
     z = net.conv(net.conv(z, 24, 3, stride=2, groups=24), 24, 1, groups=3)
     y = net.add("AveragePool", y, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1], count_include_pad=1)
     y = net.relu(net.concat(y, z))
-    left, right = (
-        net.add("Slice", y, *[net.weight(np.array([v], np.int64)) for v in (at, at + 24, 1)], channels=24) for at in (0, 24)
-    )
+    bounds = [[net.weight(np.array([v], np.int64)) for v in (at, at + 24, 1)] for at in (0, 24)]
+    left, right = (net.add("Slice", y, *bound, channels=24) for bound in bounds)
     y = net.reshape(net.concat(left, net.relu(net.conv(right, 24, 1))), 2, 2, 24, 4, 5)
     y = net.reshape(net.add("Transpose", y, perm=[0, 2, 1, 3, 4]), 2, 48, 4, 5)
     return net.finish(net.conv(y, 10, 1))
@@ -198,6 +196,6 @@ def draw(model: onnx.ModelProto, count: int, seed: int) -> list[dict[str, np.nda
         batch = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
         for name, value in batch.items():
             if value.ndim == 4:
-                batch[name] = value + 2 * np.roll(value, 1, 2) * 0.5 + np.roll(value, 1, 3) * 0.5
+                batch[name] = value + np.roll(value, 1, 2) + np.roll(value, 1, 3) * 0.5
         batches.append(batch)
     return batches

@@ -133,11 +133,10 @@ def calibrate(
     mod = pipeline.canonical_float()(load_model(model, input_shapes))
     if _is_quantized(mod):
         raise CalibrationError("model", "a QDQ model", "a float model", "its scales are in it already: compile it as it is")
-    flow = Dataflow(mod)
-    plan = plan_quantization(flow, config)
+    plan = plan_quantization(Dataflow(mod), config)
     points = [var.name for var in plan.points()]
     batches = CalibrationBatches(data, _input_specs(mod))
-    channel_points = plan.equalizable(flow)
+    channel_points = plan.convolution_inputs()
     return collect(_LazyNetwork(mod, points), batches, points, config, progress=progress, channel_points=channel_points)
 
 
@@ -146,7 +145,7 @@ def _config(quantization: Any) -> QuantizationConfig | None:
         return quantization
     if isinstance(quantization, Mapping):
         return QuantizationConfig.from_dict(quantization)
-    raise ConfigError("option 'quantization'", f"a {type(quantization).__name__}", "a QuantizationConfig, a dict of its options, or None")
+    raise ConfigError("option 'quantization'", f"a {type(quantization).__name__}", "a QuantizationConfig, a dict of its options, or None", "pass one of these")
 
 
 def _check_threads(num_threads: Any) -> None:
@@ -194,8 +193,7 @@ class _KeepFirst:
 
 def _ranges(mod: tvm.IRModule, calibration: Any, config: QuantizationConfig, progress: bool):
     """(table, (float network, one batch) for the SQNR)."""
-    flow = Dataflow(mod)
-    plan = plan_quantization(flow, config)
+    plan = plan_quantization(Dataflow(mod), config)
     for pattern in config.unmatched_exclusions([(unit.layer, unit.op) for unit in plan.units]):
         warnings.warn(f"exclude entry {pattern!r} matches no layer of the model", stacklevel=4)
     points = [var.name for var in plan.points()]
@@ -204,15 +202,26 @@ def _ranges(mod: tvm.IRModule, calibration: Any, config: QuantizationConfig, pro
     if _is_table(calibration):
         table = calibration if isinstance(calibration, CalibrationTable) else CalibrationTable.load(calibration)
         table.check_model([var.name for var in _all_vars(mod)], points)
-        batch = next(iter(synthetic_batches({s.name: s.shape for s in specs}, 1)))
+        batch = next(_synthetic(specs, 1))
         return table, (network, _scaled_to(table, plan, batch, mod))
     if calibration is None:
         warn_data_free(stacklevel=4)
-        batches = _KeepFirst(list(synthetic_batches({s.name: s.shape for s in specs}, SYNTHETIC_BATCHES)))
+        batches = _KeepFirst(list(_synthetic(specs, SYNTHETIC_BATCHES)))
     else:
         batches = _KeepFirst(CalibrationBatches(calibration, specs))
-    table = collect(network, batches, points, config, progress=progress, channel_points=plan.equalizable(flow))
+    table = collect(network, batches, points, config, progress=progress, channel_points=plan.convolution_inputs())
     return table, (network, batches.first)
+
+
+def _synthetic(specs: Sequence[InputSpec], count: int) -> Iterator[dict[str, np.ndarray]]:
+    """Made-up inputs in the inputs' dtypes: bytes spread over their range, other integers zero."""
+    for batch in synthetic_batches({spec.name: spec.shape for spec in specs}, count):
+        for spec in specs:
+            if spec.dtype == "uint8":
+                batch[spec.name] = np.clip(batch[spec.name] * 48 + 128, 0, 255).astype(np.uint8)
+            elif not spec.dtype.startswith("float"):
+                batch[spec.name] = np.zeros(spec.shape, spec.dtype)
+        yield batch
 
 
 def _is_table(calibration: Any) -> bool:

@@ -33,6 +33,8 @@ class QuantizationConfig:
         One weight scale per output channel, instead of one per tensor.
     equalize : bool
         Even out the channels of tensors between two convolutions (cross-layer equalisation).
+    bias_correction : bool
+        Take the mean error of rounded weights out of the biases.
     activation_dtype : str
         Integer type of activations: ``"uint8"``.
 
@@ -55,6 +57,7 @@ class QuantizationConfig:
     exclude: tuple[str, ...] = ()
     per_channel_weights: bool = True
     equalize: bool = True
+    bias_correction: bool = True
     activation_dtype: str = "uint8"
 
     def __new__(cls, *args: Any, **options: Any) -> QuantizationConfig:
@@ -66,7 +69,7 @@ class QuantizationConfig:
         """Check every value, and turn `exclude` into a tuple."""
         _check_choice("method", self.method, calibrator_names())
         _check_choice("activation_dtype", self.activation_dtype, ACTIVATION_DTYPES)
-        for option in ("per_channel_weights", "equalize"):
+        for option in ("per_channel_weights", "equalize", "bias_correction"):
             if not isinstance(getattr(self, option), bool):
                 raise _invalid(option, getattr(self, option), "True or False")
         number = isinstance(self.percentile, int | float) and not isinstance(self.percentile, bool)

@@ -4,13 +4,17 @@ The scans are 8x8 with values 0..16 ("Optical Recognition of Handwritten Digits"
 UCI repository, shipped inside scikit-learn, so nothing is downloaded). They are upscaled bilinearly to 64x64, which
 gives the network real work to do. The split is one seeded permutation of all images, so it is the same everywhere:
 
-==============  ======  ===================================================================
+==============  ======  =========================================================================
 part            images  used for
-==============  ======  ===================================================================
+==============  ======  =========================================================================
 train             1197  training the weights (``train.py``)
 calibration        200  watching the training, and measuring activation ranges for INT8
-held out           400  the accuracies printed by ``train.py`` and ``demo.py``, nothing else
-==============  ======  ===================================================================
+held out           400  the accuracies that ``train.py`` and ``demo.py`` print; no weight and no
+                        range is made from them
+==============  ======  =========================================================================
+
+The held-out accuracies were looked at all through development, and the parts share their writers. So they show whether
+INT8 decides like FP32; they are no unbiased estimate of how well the network would read anybody's hand.
 """
 
 from __future__ import annotations
@@ -74,7 +78,7 @@ def calibration() -> tuple[np.ndarray, np.ndarray]:
 
 
 def held_out() -> tuple[np.ndarray, np.ndarray]:
-    """Return the 400 images no decision was ever made on, as `train` does."""
+    """Return the 400 images that neither weights nor ranges are made from, as `train` does."""
     return _split()[2]
 
 

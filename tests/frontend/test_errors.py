@@ -1,5 +1,7 @@
 """Every way a model can be wrong ends in one clear ModelError."""
 
+import contextlib
+
 import numpy as np
 import onnx
 import pytest
@@ -8,6 +10,7 @@ from onnx import helper
 from tests.frontend.running import graph, node, one_node
 from tvm_int8.errors import ModelError
 from tvm_int8.frontend import load_model
+from tvm_int8.frontend.messages import reason_of
 
 
 def fails(model, *parts, input_shapes=None):
@@ -120,9 +123,35 @@ def test_unsupported_dtypes():
 
 
 def test_shapes_that_do_not_fit():
-    fails(one_node("Conv", (1, 4, 8, 8), np.ones((8, 3, 3, 3), np.float32)), "4 channels", "the/node")
-    error = fails(graph([node("Add", "a b")], {"a": (2, 3), "b": (2, 4)}), "Add 'the/node'")
+    weight = np.ones((8, 3, 3, 3), np.float32)
+    fails(one_node("Conv", (1, 4, 8, 8), weight), "4 channels", "the/node")
+    fails(one_node("Conv", (1, 3, 2, 8), weight), "window of [3, 3]", "input of [2, 8]")
+    fails(one_node("MaxPool", (1, 3, 2, 8), kernel_shape=[3, 3]), "window of [3, 3]")
+    fails(one_node("Conv", (1, 3, 8, 8), weight, strides=[1]), "differ in length")
+    fails(one_node("Reshape", (2, 3), np.asarray([4, 2])), "[2, 3] to [4, 2]")
+    fails(one_node("Split", (2, 4), axis=3), "axis 3")
+    fails(graph([node("Add", "a b")], {"a": (2, 3), "b": (2, 4)}), "Add 'the/node'", "[2, 3] and [2, 4]")
+    error = fails(graph([node("MatMul", "a b")], {"a": (2, 3), "b": (2, 4)}), "shape [2, 3], [2, 4]", "MatMul")
     assert error.__cause__ is not None
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_damaged_bytes_never_escape_as_another_error(seed):
+    weights = np.ones((4, 3, 3, 3), np.float32)
+    data = bytearray(one_node("Conv", (1, 3, 8, 8), weights, strides=[2, 2]).SerializeToString())
+    rng = np.random.default_rng(seed)
+    for _ in range(20):
+        damaged = data.copy()
+        damaged[rng.integers(120)] = rng.integers(256)
+        with contextlib.suppress(ModelError):
+            load_model(bytes(damaged))
+
+
+def test_messages_are_readable():
+    error = ValueError("In ir.Op(span=None)\nthe LHS has shape R.shape([2, 3]) and T.int64(4) rows")
+    assert reason_of(error) == "the LHS has shape [2, 3] and 4 rows"
+    assert reason_of(ValueError("# Metadata omitted")) == "ValueError"
+    assert len(reason_of(ValueError("word " * 100))) < 210
 
 
 def test_training_mode_batch_norm():

@@ -1,4 +1,7 @@
-"""Whole networks: real trained ones, and the structure of the onnx package's light models (their weights are constant)."""
+"""Whole networks: real trained ones, and the light models of the onnx package.
+
+The light models' weights are constant, so only their structure is looked at.
+"""
 
 from pathlib import Path
 

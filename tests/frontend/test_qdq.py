@@ -137,8 +137,12 @@ def test_per_channel_activations():
 
 def test_signals_are_quantised_in_the_shape_their_convolutions_read():
     weights = {
-        **{"s": scalar(0.03), "z": scalar(120, np.uint8), "ws": scalar(0.01), "wz": scalar(0, np.int8)},
-        **{"w": integers(np.int8, 4, 3, 3), "w2": integers(np.int8, 4, 4, 3)},
+        "s": scalar(0.03),
+        "z": scalar(120, np.uint8),
+        "ws": scalar(0.01),
+        "wz": scalar(0, np.int8),
+        "w": integers(np.int8, 4, 3, 3),
+        "w2": integers(np.int8, 4, 4, 3),
     }
     nodes = [
         node("QuantizeLinear", "x s z", "xq"),

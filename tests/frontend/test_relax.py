@@ -5,8 +5,8 @@ import onnx
 import pytest
 import tvm
 from tvm import relax
-from tvm.relax.frontend.onnx import from_onnx
 from tvm.relax import op
+from tvm.relax.frontend.onnx import from_onnx
 
 from tests.frontend.running import assert_canonical, bindings, calls, layer_names, one_node, op_counts, run_relax
 from tvm_int8.errors import ModelError

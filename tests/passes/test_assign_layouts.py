@@ -147,7 +147,12 @@ def test_vectors_and_maps_are_packed_too():
 
 
 def test_constants_of_activation_shape_are_packed_now():
-    after = placed(module(lambda emit, x: emit(op.nn.relu(emit(op.add(conv(emit, qdq(emit, x)), const(1, 20, 6, 6))))), x=(1, 20, 6, 6)))
+    after = placed(
+        module(
+            lambda emit, x: emit(op.nn.relu(emit(op.add(conv(emit, qdq(emit, x)), const(1, 20, 6, 6))))),
+            x=(1, 20, 6, 6),
+        )
+    )
     assert [spec.inputs[1].block for spec in orders(after) if len(spec.inputs) > 1] == [16]
 
 

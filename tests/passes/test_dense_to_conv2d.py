@@ -5,7 +5,14 @@ import pytest
 from tvm import relax
 
 from tests.passes.pass_testing import (
-    assert_same_numbers, call_named, const, constant, f32, module, ops, transformed,
+    assert_same_numbers,
+    call_named,
+    const,
+    constant,
+    f32,
+    module,
+    ops,
+    transformed,
 )  # fmt: skip
 from tvm_int8.passes.dense_to_conv2d import DenseToConv2d
 from tvm_int8.passes.expressions import shape_of
@@ -14,7 +21,9 @@ op = relax.op
 
 
 def test_a_dense_layer_is_a_pointwise_convolution():
-    before = module(lambda emit, x: emit(op.add(emit(op.matmul(x, const(7, 3)), "fc"), const(3))), {"fc": "head"}, x=(2, 7))
+    before = module(
+        lambda emit, x: emit(op.add(emit(op.matmul(x, const(7, 3)), "fc"), const(3))), {"fc": "head"}, x=(2, 7)
+    )
     after = transformed(DenseToConv2d(), before)
     assert ops(after)[:4] == ["reshape", "nn.conv2d", "reshape", "add"]
     assert shape_of(call_named(after, "nn.conv2d").args[1]) == (3, 7, 1, 1)

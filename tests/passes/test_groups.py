@@ -193,7 +193,12 @@ def test_operands_kernels_can_fetch(shape, fits):
 
 @pytest.mark.parametrize(
     ("source", "target", "view"),
-    [((2, 8, 1, 1), (2, 8), True), ((2, 8), (2, 8, 1, 1), True), ((2, 8, 2, 1), (2, 16), False), ((2, 8), (1, 16), False)],
+    [
+        ((2, 8, 1, 1), (2, 8), True),
+        ((2, 8), (2, 8, 1, 1), True),
+        ((2, 8, 2, 1), (2, 16), False),
+        ((2, 8), (1, 16), False),
+    ],
 )
 def test_views_move_nothing(source, target, view):
     flow = Dataflow(module(lambda emit, x: emit(op.reshape(x, target)), x=source))

@@ -6,7 +6,14 @@ from tvm import relax
 
 from tests.passes.pass_testing import const, constant, f32, module
 from tests.passes.qdq_testing import (
-    assert_orders_compute, int8_weight, leftovers, main_orders, ordered, orders, qdq, quantize,
+    assert_orders_compute,
+    int8_weight,
+    leftovers,
+    main_orders,
+    ordered,
+    orders,
+    qdq,
+    quantize,
 )  # fmt: skip
 from tvm_int8.kernel_op import constants_of, is_kernel, stored_of
 from tvm_int8.passes.dataflow import Dataflow
@@ -267,7 +274,10 @@ def test_a_convolution_that_is_an_output_and_goes_on():
         return [y, qdq(emit, emit(op.nn.relu(y)), STEP, 0)]
 
     after = assert_orders_compute(module(body, x=SHAPE), 5e-4, STEP)  # the bias is rounded to int32
-    conv_spec, relu = main_orders(after)[0], [s for s in orders(after) if s.output.low == 0.0 and s.result.dtype == "uint8"]
+    conv_spec, relu = (
+        main_orders(after)[0],
+        [s for s in orders(after) if s.output.low == 0.0 and s.result.dtype == "uint8"],
+    )
     assert conv_spec.result.dtype == "float32"
     assert relu
 
@@ -324,7 +334,9 @@ def test_orders_say_how_their_integers_are_to_be_read():
 
 
 def constants(after, kind):
-    (call,) = [b.value for b in Dataflow(after).bindings if is_kernel(b.value) and f'"kind": "{kind}"' in b.value.attrs["spec"]]
+    (call,) = [
+        b.value for b in Dataflow(after).bindings if is_kernel(b.value) and f'"kind": "{kind}"' in b.value.attrs["spec"]
+    ]
     return dict(constants_of(call))
 
 
@@ -344,7 +356,9 @@ def test_a_bias_too_large_for_int32_stays_an_addition():
 
 
 def test_layers_keep_the_users_names():
-    mod = module(lambda emit, x: quantize(emit, emit(op.nn.relu(conv(emit, qdq(emit, x))))), {"conv": "/stem/conv"}, x=SHAPE)
+    mod = module(
+        lambda emit, x: quantize(emit, emit(op.nn.relu(conv(emit, qdq(emit, x))))), {"conv": "/stem/conv"}, x=SHAPE
+    )
     assert [spec.layer for spec in main_orders(ordered(mod))] == ["/stem/conv"]
 
 

@@ -15,7 +15,12 @@ SIZES = [(4, 8), (8, 4), (5, 7), (7, 5), (3, 9), (9, 3), (1, 4), (4, 4), (6, 1)]
 def onnx_resize(x: np.ndarray, target: int, mode: str, coordinates: str, rounding: str) -> np.ndarray:
     """Resize the last axis of x [1, 1, 2, W]."""
     node = helper.make_node(
-        "Resize", ["x", "none", "none", "sizes"], ["y"], mode=mode, coordinate_transformation_mode=coordinates, nearest_mode=rounding
+        "Resize",
+        ["x", "none", "none", "sizes"],
+        ["y"],
+        mode=mode,
+        coordinate_transformation_mode=coordinates,
+        nearest_mode=rounding,
     )
     sizes = helper.make_tensor("sizes", 7, [4], [*x.shape[:3], target])
     none = helper.make_tensor("none", 1, [0], [])  # neither regions nor scales

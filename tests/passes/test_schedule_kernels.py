@@ -88,7 +88,9 @@ def test_the_code_computes_what_was_ordered(placed, cpu):
     before = ordered(module(network, x=(1, 20, 9, 9)))
     inputs = random_inputs(before)
     after = ScheduleKernels(cpu)(placed)
-    executable = tvm.compile(after, tvm.target.Target({"kind": "llvm", "mcpu": cpu.name}), relax_pipeline=to_executable())
+    executable = tvm.compile(
+        after, tvm.target.Target({"kind": "llvm", "mcpu": cpu.name}), relax_pipeline=to_executable()
+    )
     result = relax.VirtualMachine(executable, tvm.cpu())["main"](*map(tvm.runtime.tensor, inputs))
     (expected,) = run_network(before, *inputs)
     np.testing.assert_array_equal(result.numpy(), expected)

@@ -44,7 +44,11 @@ def test_weights_stay_int8():
         return emit(op.nn.conv2d(qdq(emit, x, 0.05, 0, "int8"), int8_weight(emit, 4, 3, 1, 1)))
 
     after = transformed(UnsignedActivations(), module(body, x=(1, 3, 4, 4)))
-    weight = [b.value for b in Dataflow(after).bindings if op_name(b.value) == "dequantize" and const_value(b.value.args[0]) is not None]
+    weight = [
+        b.value
+        for b in Dataflow(after).bindings
+        if op_name(b.value) == "dequantize" and const_value(b.value.args[0]) is not None
+    ]
     assert [dtype_of(call.args[0]) for call in weight] == ["int8"]
 
 

@@ -106,7 +106,7 @@ class Emitter:
     def defined_by(self, var, op_name: str) -> relax.Expr | None:
         """The call `var` is bound to when it is one of ``relax.<op_name>``, else None."""
         value = self.definition(var)
-        return value if is_relax_call(value) and value.op.name == f"relax.{op_name}" else None
+        return value if value is not None and is_relax_call(value) and value.op.name == f"relax.{op_name}" else None
 
     def _unique(self, name: str) -> str:
         candidate, count = name, 0

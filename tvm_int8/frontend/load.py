@@ -10,7 +10,8 @@ from pathlib import Path
 import onnx
 import tvm
 
-from ..errors import ModelError
+from ..errors import ModelError, TvmInt8Error
+from .messages import reason_of
 from .onnx_importer import import_onnx
 from .relax_importer import import_relax
 from .unsigned_activations import make_activations_unsigned
@@ -41,7 +42,14 @@ def load_model(model, input_shapes: Mapping[str, Sequence[int]] | None = None) -
     ModelError
         The model cannot be read, or uses what this compiler does not support.
     """
-    return make_activations_unsigned(_import(model, dict(input_shapes or {})))
+    try:
+        return make_activations_unsigned(_import(model, dict(input_shapes or {})))
+    except TvmInt8Error:
+        raise
+    except Exception as error:  # a damaged file can fail anywhere
+        where = str(model) if isinstance(model, str | os.PathLike) else type(model).__name__
+        found = f"cannot be imported ({reason_of(error)})"
+        raise ModelError(where, found, "an intact model", "export or download the model again") from error
 
 
 def _import(model, input_shapes: dict[str, Sequence[int]]) -> tvm.IRModule:

@@ -181,7 +181,7 @@ def log_softmax(ctx, node: Node, x: Value) -> relax.Var:
 
 def _over_axis(ctx, node: Node, x: Value, apply) -> relax.Var:
     shape, x = ctx.shape(x), ctx.expr(x)
-    axis = int(node.get("axis", -1 if node.opset >= 13 else 1)) % max(len(shape), 1)
+    axis = node.axis(len(shape), -1 if node.opset >= 13 else 1)
     if node.opset >= 13 or math.prod(shape[axis + 1 :]) == 1:
         return ctx.emit(apply(x, axis))
     flat = ctx.emit(op.reshape(x, (math.prod(shape[:axis]), math.prod(shape[axis:]))), "flat")
@@ -197,7 +197,7 @@ def apply_activation(ctx, node: Node, x: relax.Var, name: str, parameters: list[
     if name == "LeakyRelu":
         return ctx.emit(op.nn.leakyrelu(x, *parameters), "activation")
     if name == "HardSigmoid":
-        return _hard_sigmoid(ctx, x, *parameters, "activation")
+        return _hard_sigmoid(ctx, x, parameters[0], parameters[1], "activation")
     simple = {"Relu": op.nn.relu, "Sigmoid": op.sigmoid, "Tanh": op.tanh}.get(name)
     if simple is None:
         raise node.error(f"has the activation '{name}'", "Relu, LeakyRelu, Clip, Sigmoid, Tanh or HardSigmoid")

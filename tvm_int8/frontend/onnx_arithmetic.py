@@ -62,10 +62,22 @@ def _aligned(ctx, node: Node, a: Value, b: Value) -> Value:
     return b.reshape(shape) if isinstance(b, np.ndarray) else ctx.emit(op.reshape(ctx.expr(b), shape), "aligned")
 
 
+def _require_broadcast(ctx, node: Node, *operands: Value) -> None:
+    shapes = [ctx.shape(operand) for operand in operands]
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError as error:
+        listed = " and ".join(str(list(shape)) for shape in shapes)
+        raise node.error(
+            f"has operands of shape {listed}", "shapes that broadcast", "check the input shapes"
+        ) from error
+
+
 @onnx_op(*_BINARY)
 def binary(ctx, node: Node, a: Value, b: Value) -> relax.Var:
     """A function of two tensors, broadcast like NumPy's; ``x * sigmoid(x)`` is written as silu."""
     b = _aligned(ctx, node, a, b)
+    _require_broadcast(ctx, node, a, b)
     if node.op_type in ("Add", "Mul") and isinstance(a, np.ndarray):
         a, b = b, a  # constants come second
     if node.op_type == "Mul":
@@ -97,6 +109,7 @@ def _power(ctx, base: Value, exponent: Value) -> relax.Var:
 def divide(ctx, node: Node, a: Value, b: Value) -> relax.Var:
     """Division; integers round towards zero."""
     b = _aligned(ctx, node, a, b)
+    _require_broadcast(ctx, node, a, b)
     if ctx.dtype(a) == "float32":
         return ctx.emit(op.divide(ctx.expr(a), ctx.expr(b)))
     quotient = op.trunc(op.divide(op.astype(ctx.expr(a), "float64"), op.astype(ctx.expr(b), "float64")))
@@ -107,6 +120,7 @@ def divide(ctx, node: Node, a: Value, b: Value) -> relax.Var:
 def n_ary(ctx, node: Node, *values: Value) -> relax.Var | Value:
     """Sum, Max, Min and Mean of any number of tensors, as binary operators."""
     apply = {"Max": op.maximum, "Min": op.minimum}.get(node.op_type, op.add)
+    _require_broadcast(ctx, node, *values)
     result = values[0]
     for index, value in enumerate(values[1:], start=2):
         is_last = index == len(values) and node.op_type != "Mean"

@@ -20,6 +20,7 @@ def conv(ctx, node: Node, x: Value, weight: Value, bias: Value | None = None) ->
     if not 1 <= rank <= 3:
         raise node.error(f"has {rank} spatial axes", "1, 2 or 3")
     window = Window.of(node, ctx.shape(x)[2:], ctx.shape(weight)[2:])
+    window.require_output(node)
     if rank == 1:
         return ctx.lower_to_signal(_conv_2d(ctx, node, ctx.lift(x), _expand_kernel(ctx, weight), bias, window.as_2d()))
     if rank == 2:

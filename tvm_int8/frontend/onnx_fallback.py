@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import onnx
@@ -78,7 +79,7 @@ def onnx_function(ctx, node: Node, inputs) -> onnx.FunctionProto | None:
     """The body ONNX's specification gives for an operator in terms of simpler ones, if it gives one."""
     if not onnx.defs.has(node.op_type, domain=node.domain):
         return None
-    schema = onnx.defs.get_schema(node.op_type, node.opset, node.domain)
+    schema: Any = onnx.defs.get_schema(node.op_type, node.opset, node.domain)
     if schema.has_function:
         return schema.function_body
     if not schema.has_context_dependent_function:

@@ -11,6 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from ..errors import ModelError
+from .messages import reason_of
 
 _EXPORT_AGAIN = "export or download the model again"
 _OLDEST_IR_WITH_FREE_INITIALIZERS = 4
@@ -81,7 +82,7 @@ def _load_external_data(proto: onnx.ModelProto, path: Path) -> None:
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise ModelError(
             str(path),
-            f"its external data cannot be read ({_first_line(error)})",
+            f"its external data cannot be read ({reason_of(error)})",
             "the weight files beside the .onnx file",
             "keep both in one directory",
         ) from error
@@ -125,11 +126,7 @@ def check_onnx(proto: onnx.ModelProto, where: str) -> None:
     try:
         onnx.checker.check_model(skeleton)
     except onnx.checker.ValidationError as error:
-        raise ModelError(where, f"is not a valid ONNX model ({_first_line(error)})", "", _EXPORT_AGAIN) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(where, f"is not a valid ONNX model ({reason_of(error)})", "", _EXPORT_AGAIN) from error
 
 
 def opset_versions(proto: onnx.ModelProto) -> dict[str, int]:

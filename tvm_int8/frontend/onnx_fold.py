@@ -6,10 +6,13 @@ reference evaluator. A node neither can evaluate stays in the graph.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
+from .onnx_graph import read_tensor
 from .onnx_registry import Node
 from .values import QuantizedConstant
 
@@ -52,8 +55,6 @@ def _constant(node: Node, inputs) -> list[np.ndarray] | None:
         return [np.full(tuple(int(dim) for dim in inputs[0]), fill)]
     for name, value in node.attributes.items():
         if name == "value":
-            from .onnx_importer import read_tensor
-
             return [read_tensor(value, node.where)]
         if name.startswith("value_int"):
             return [np.asarray(value, np.int64)]
@@ -137,7 +138,7 @@ def _cast(node, x, *_):
     return x.astype(cast_dtype(node))
 
 
-_SIMPLE = {
+_SIMPLE: dict[str, Callable] = {
     "Identity": lambda node, x: x,
     "Unsqueeze": _unsqueeze,
     "Squeeze": _squeeze,

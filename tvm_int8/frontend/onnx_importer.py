@@ -28,29 +28,19 @@ from . import (  # noqa: F401  (imported for the handlers they register)
     onnx_shape,
 )
 from .context import ImportContext
+from .messages import reason_of
 from .onnx_fallback import ONNX_ONLY_AT_RUN_TIME, convert_with_tvm, has_tvm_converter, onnx_function
-from .onnx_file import check_onnx, graph_inputs, onnx_dtype, opset_versions, read_onnx
+from .onnx_file import check_onnx, graph_inputs, opset_versions, read_onnx
 from .onnx_fold import KEEPS_QUANTIZED, evaluate
+from .onnx_graph import bind_attributes, needed_nodes, read_tensor
 from .onnx_registry import HANDLERS, Node
 from .values import IntegerValued, QuantizedConstant, Value
 
 # In a network over 1-D signals these run on the [N, C, 1, W] form of their operands.
 _ELEMENTWISE = {
-    *(
-        "Relu",
-        "LeakyRelu",
-        "Elu",
-        "Selu",
-        "Celu",
-        "Sigmoid",
-        "Tanh",
-        "Clip",
-        "HardSigmoid",
-        "HardSwish",
-        "Softplus",
-        "Mish",
-    ),
-    *("Gelu", "Swish", "Abs", "Neg", "Exp", "Sqrt", "Erf", "Add", "Sub", "Mul", "Div", "Sum", "BatchNormalization"),
+    *("Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Sigmoid", "Tanh", "Clip", "HardSigmoid", "HardSwish", "Softplus"),
+    *("Mish", "Gelu", "Swish", "Abs", "Neg", "Exp", "Sqrt", "Erf", "Add", "Sub", "Mul", "Div", "Sum"),
+    "BatchNormalization",
 }
 # Every other operator reads a constant that went through DequantizeLinear as the float constant it is.
 _TAKES_QUANTIZED_WEIGHTS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "Cast", *KEEPS_QUANTIZED}
@@ -80,7 +70,7 @@ def import_onnx(model, input_shapes: Mapping[str, Sequence[int]] | None = None) 
     opsets = opset_versions(proto)
     functions = {(function.domain, function.name): function for function in proto.functions}
     wanted = [value.name for value in proto.graph.output]
-    _reject_unknown_ops(_needed(proto.graph.node, wanted), opsets, functions)
+    _reject_unknown_ops(needed_nodes(proto.graph.node, wanted), opsets, functions)
     check_onnx(proto, where)
     inputs = graph_inputs(proto, input_shapes, where)
     return OnnxImporter(opsets, functions).run(proto.graph, inputs)
@@ -148,7 +138,7 @@ class OnnxImporter(ImportContext):
 
     def import_nodes(self, protos, wanted: Sequence[str], env: dict[str, Value], opsets, prefix: str = "") -> None:
         """Import the nodes that the `wanted` names depend on, in order, into `env`."""
-        for proto in _needed(protos, wanted):
+        for proto in needed_nodes(protos, wanted):
             node = Node.decode(proto, opsets, prefix)
             inputs = []
             for name in node.inputs:
@@ -173,9 +163,9 @@ class OnnxImporter(ImportContext):
         except TvmInt8Error:
             raise
         except Exception as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = (lines[-1] if lines else type(error).__name__)[:200]
-            raise node.error(f"cannot be imported ({reason})", "", "check the model with ONNX Runtime") from error
+            shapes = ", ".join("none" if value is None else str(list(self.shape(value))) for value in inputs)
+            found = f"cannot be imported with inputs of shape {shapes} ({reason_of(error)})"
+            raise node.error(found, "", "check the model with ONNX Runtime") from error
 
     def _dispatch(self, node: Node, inputs, env) -> list[Value]:
         key = (node.domain, node.op_type)
@@ -212,7 +202,7 @@ class OnnxImporter(ImportContext):
             **self.opsets,
             **{("" if e.domain == "ai.onnx" else e.domain): e.version for e in function.opset_import},
         }
-        body = [_bind_attributes(proto, node, function) for proto in function.node]
+        body = [bind_attributes(proto, node, function) for proto in function.node]
         for attribute in body:
             attribute.input[:] = ["" if name in env and env[name] is None else name for name in attribute.input]
         self.import_nodes(body, list(function.output), env, opsets, f"{node.label}/")
@@ -236,65 +226,5 @@ class OnnxImporter(ImportContext):
         return value.dequantized() if isinstance(value, QuantizedConstant) else value
 
 
-def read_tensor(tensor: onnx.TensorProto, where: str) -> np.ndarray:
-    """A tensor's values; 4-bit integers come as int8 or uint8.
-
-    Raises
-    ------
-    ModelError
-        The dtype is not supported, or the bytes do not fit the shape.
-    """
-    dtype = onnx_dtype(tensor.data_type)
-    if dtype in ("string", "complex64", "complex128", "undefined", "unknown"):
-        raise ModelError(where, f"has dtype {dtype}", "a numeric dtype", "export the model without it")
-    try:
-        array = onnx.numpy_helper.to_array(tensor).reshape(tuple(tensor.dims))
-    except (ValueError, TypeError) as error:
-        raise ModelError(where, "its bytes do not fit its shape", f"{list(tensor.dims)}", "export it again") from error
-    if dtype in ("int4", "uint4", "int2", "uint2"):
-        return array.astype(np.int8 if dtype.startswith("int") else np.uint8)
-    return array
-
-
 def _as_list(result) -> list[Value]:
     return list(result) if isinstance(result, list | tuple) else [result]
-
-
-def _needed(protos, wanted: Sequence[str]) -> list[onnx.NodeProto]:
-    """The nodes that `wanted` depends on, in their order."""
-    names, needed = set(wanted), []
-    for proto in reversed(protos):
-        if any(name in names for name in proto.output if name):
-            needed.append(proto)
-            names.update(name for name in proto.input if name)
-            names.update(_captured(proto))
-    return needed[::-1]
-
-
-def _captured(proto: onnx.NodeProto) -> set[str]:
-    """Names that a node's subgraphs may read from outside."""
-    names = set()
-    for attribute in proto.attribute:
-        for graph in [attribute.g, *attribute.graphs]:
-            names.update(value.name for value in graph.output)
-            for inner in graph.node:
-                names.update(inner.input)
-                names |= _captured(inner)
-    return names
-
-
-def _bind_attributes(proto: onnx.NodeProto, caller: Node, function: onnx.FunctionProto) -> onnx.NodeProto:
-    """A function's node with the attributes it takes from its caller filled in."""
-    bound = onnx.NodeProto()
-    bound.CopyFrom(proto)
-    given = {attribute.name: attribute for attribute in caller.proto.attribute}
-    given = {**{attribute.name: attribute for attribute in function.attribute_proto}, **given}
-    del bound.attribute[:]
-    for attribute in proto.attribute:
-        if not attribute.ref_attr_name:
-            bound.attribute.append(attribute)
-        elif attribute.ref_attr_name in given:
-            copy = bound.attribute.add()
-            copy.CopyFrom(given[attribute.ref_attr_name])
-            copy.name = attribute.name
-    return bound

@@ -76,7 +76,7 @@ def group_normalization(ctx, node: Node, x: Value, scale: Value, bias: Value) ->
 def layer_normalization(ctx, node: Node, x: Value, scale: Value, bias: Value | None = None) -> relax.Var:
     """LayerNormalization over the axes from `axis` on."""
     shape = ctx.shape(x)
-    axis = int(node.get("axis", -1)) % len(shape)
+    axis = node.axis(len(shape), -1)
     out = normalize(ctx, ctx.expr(x), list(range(axis, len(shape))), float(node.get("epsilon", 1e-5)))
     for name, value, apply in (("scale", scale, op.multiply), ("shift", bias, op.add)):
         if value is not None:

@@ -47,6 +47,7 @@ def _pool_window(ctx, node: Node, x: Value) -> tuple[Value, Window, bool]:
     if kernel is None or not 1 <= len(size) <= 3:
         raise node.error(f"pools over {len(size)} spatial axes with kernel {kernel}", "1 to 3 axes and a kernel_shape")
     window = Window.of(node, size, tuple(kernel))
+    window.require_output(node)
     return (ctx.lift(x), window.as_2d(), True) if len(size) == 1 else (x, window, False)
 
 

@@ -30,8 +30,7 @@ def _parameter(ctx, node: Node, value: Value | None, role: str, dtype=None) -> n
 
 
 def _axis(node: Node, rank: int, default: int = 1) -> int:
-    axis = int(node.get("axis", default))
-    return axis % rank if rank > 1 else 0
+    return node.axis(rank, default) if rank > 1 else 0
 
 
 @onnx_op("QuantizeLinear")
@@ -199,7 +198,8 @@ def qlinear_concat(ctx, node: Node, y_scale, y_zero, *triples) -> relax.Var:
     """QLinearConcat of (tensor, scale, zero point) triples."""
     parts = []
     for index in range(0, len(triples), 3):
-        real = dequantize(ctx, node, *triples[index : index + 3], suffix=f"input{index // 3}")
+        value, scale, zero = triples[index : index + 3]
+        real = dequantize(ctx, node, value, scale, zero, suffix=f"input{index // 3}")
         parts.append(ctx.expr(real.dequantized() if isinstance(real, QuantizedConstant) else real))
     out = ctx.emit(op.concat(parts, int(node.get("axis"))))
     return quantize(ctx, node, out, y_scale, y_zero, _qdtype(ctx, y_zero, triples[0]), suffix="quantized")

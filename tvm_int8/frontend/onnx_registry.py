@@ -54,6 +54,13 @@ class Node:
         """Attribute `name`, or `default`."""
         return self.attributes.get(name, default)
 
+    def axis(self, rank: int, default: int) -> int:
+        """Attribute ``axis``, non-negative; ModelError when a tensor of `rank` axes has no such axis."""
+        axis = int(self.get("axis", default))
+        if not -rank <= axis < rank:
+            raise self.error(f"has axis {axis} for an input of {rank} axes", f"an axis in [{-rank}, {rank})")
+        return axis % rank
+
     def error(self, found: str, expected: str = "", action: str = "export the model differently") -> ModelError:
         """A ModelError about this node."""
         return ModelError(self.where, found, expected, action)

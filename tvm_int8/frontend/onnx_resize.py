@@ -56,12 +56,14 @@ def coordinates(axis: Axis, mode: str) -> np.ndarray:
 def nearest_indices(axis: Axis, mode: str, rounding: str) -> np.ndarray:
     """Input index of every output of a nearest interpolation, int64 [axis.new]."""
     x = coordinates(axis, mode)
-    rounded = {
-        "floor": np.floor,
-        "ceil": np.ceil,
-        "round_prefer_floor": lambda v: np.ceil(v - np.float32(0.5)),
-        "round_prefer_ceil": lambda v: np.floor(v + np.float32(0.5)),
-    }[rounding](x)
+    if rounding == "floor":
+        rounded = np.floor(x)
+    elif rounding == "ceil":
+        rounded = np.ceil(x)
+    elif rounding == "round_prefer_floor":
+        rounded = np.ceil(x - np.float32(0.5))
+    else:
+        rounded = np.floor(x + np.float32(0.5))
     return np.clip(rounded, 0, axis.old - 1).astype(np.int64)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from tvm import relax
 from tvm.relax import op
 
+from ..errors import ModelError
 from .onnx_fold import axes_of, slices_of, target_shape
 from .onnx_registry import Node, onnx_op
 from .values import QuantizedConstant, Value
@@ -81,7 +82,7 @@ def squeeze(ctx, node: Node, x: Value, axes: Value | None = None) -> Value:
 @onnx_op("Unsqueeze")
 def unsqueeze(ctx, node: Node, x: Value, axes: Value | None = None) -> Value:
     """Insert axes of extent one."""
-    chosen = axes_of(node, ctx.static(node, axes, "axes"))
+    chosen = axes_of(node, ctx.static(node, axes, "axes")) or []
     rest = list(ctx.shape(x))
     rank = len(rest) + len(chosen)
     inserted = {axis % rank for axis in chosen}
@@ -97,6 +98,8 @@ def transpose(ctx, node: Node, x: Value) -> Value:
 def permute(ctx, x: Value, axes: list[int]) -> Value:
     """`x` with its axes permuted: a reshape when only axes of extent one move."""
     old = ctx.shape(x)
+    if sorted(axes) != list(range(len(old))):
+        raise ModelError("transpose", f"has axes {axes} for {len(old)} axes", "a permutation", "check the model")
     if isinstance(x, np.ndarray):
         return np.ascontiguousarray(x.transpose(axes))
     if isinstance(x, QuantizedConstant):
@@ -110,17 +113,17 @@ def permute(ctx, x: Value, axes: list[int]) -> Value:
 @onnx_op("Concat")
 def concat(ctx, node: Node, *values: Value) -> Value:
     """Concat; operands without elements are dropped."""
-    axis = int(node.get("axis", 1))
+    axis = node.axis(len(ctx.shape(values[0])), 1)
     kept = [value for value in values if 0 not in ctx.shape(value)] or list(values[:1])
     if len(kept) == 1:
         return kept[0]
-    return ctx.emit(op.concat([ctx.expr(value) for value in kept], axis % len(ctx.shape(kept[0]))))
+    return ctx.emit(op.concat([ctx.expr(value) for value in kept], axis))
 
 
 @onnx_op("Split")
 def split(ctx, node: Node, x: Value, sizes: Value | None = None) -> list[Value]:
     """Split with sizes as an attribute, an input, or equal parts."""
-    axis = int(node.get("axis", 0)) % len(ctx.shape(x))
+    axis = node.axis(len(ctx.shape(x)), 0)
     extent = ctx.shape(x)[axis]
     lengths = ctx.static(node, sizes, "split") if sizes is not None else node.get("split")
     if lengths is None:
@@ -164,7 +167,7 @@ def slice_(ctx, node: Node, x: Value, starts=None, ends=None, axes=None, steps=N
 def gather(ctx, node: Node, x: Value, index: Value) -> Value:
     """Gather: a slice when the indices are a range, else take."""
     shape = ctx.shape(x)
-    axis = int(node.get("axis", 0)) % len(shape)
+    axis = node.axis(len(shape), 0)
     if isinstance(index, relax.Var):
         return ctx.emit(op.take(ctx.expr(x), index, axis, mode="wrap"))
     index = np.asarray(index)

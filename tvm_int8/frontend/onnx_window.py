@@ -80,6 +80,13 @@ class Window:
             (0, *self.end),
         )
 
+    def require_output(self, node: Node) -> None:
+        """Raise ModelError when the window does not fit into the padded input."""
+        for size, begin, end, reach in zip(self.size, self.begin, self.end, self.reach, strict=True):
+            if size + begin + end < reach:
+                found = f"its window of {list(self.reach)} is larger than its padded input of {list(self.size)}"
+                raise node.error(found, "a window that fits", "check the input shapes")
+
     def covering(self, ceil_mode: bool) -> Window:
         """The window with its end padding grown so that rounding down gives what `ceil_mode` asks for.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from tvm import relax
 
 from .emitter import shape_of
 
-_ELEMENTWISE = {
+_ELEMENTWISE: dict[str, Callable] = {
     "add": np.add,
     "subtract": np.subtract,
     "multiply": np.multiply,
@@ -48,6 +50,8 @@ def evaluate_call(call, arrays: list[np.ndarray], out_type) -> np.ndarray | None
         return np.ascontiguousarray(arrays[0].transpose(None if axes is None else [int(axis) for axis in axes]))
     if name == "broadcast_to":
         return np.ascontiguousarray(np.broadcast_to(arrays[0], tuple(int(dim) for dim in out_type.shape)))
+    if name == "tile":
+        return np.tile(arrays[0], [int(count) for count in call.attrs.repeats])
     if name == "astype":
         return arrays[0].astype(dtype)
     if name == "concat":

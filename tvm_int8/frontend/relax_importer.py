@@ -16,6 +16,7 @@ from tvm import relax
 from ..errors import ModelError, TvmInt8Error
 from .context import ImportContext
 from .emitter import dtype_of, is_constant, is_relax_call
+from .messages import reason_of
 from .onnx_file import reject_unknown_names, resolve_shape, supported_dtype
 from .relax_fold import evaluate_call
 from .relax_rules import RULES
@@ -154,8 +155,7 @@ class RelaxImporter(ImportContext):
         except TvmInt8Error:
             raise
         except Exception as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = (lines[-1] if lines else type(error).__name__)[:200]
+            reason = reason_of(error)
             raise ModelError(
                 f"'{label}'", f"cannot be imported ({reason})", "", "check that tvm.compile takes it"
             ) from error
@@ -228,7 +228,7 @@ def _is_tensor_type(expr) -> bool:
 
 def _bind_shapes(function: relax.Function, names: Sequence[str], given) -> tuple[relax.Function, list[tuple[int, ...]]]:
     """Replace symbolic dimensions by the given ones; the static shape of every input."""
-    bound = {}
+    bound: dict = {}
     for var, name in zip(function.params, names, strict=False):
         for dim, extent in zip(var.ty.shape or [], given.get(name, ()), strict=False):
             if isinstance(dim, tvm.tirx.Var):

@@ -14,6 +14,7 @@ from pathlib import Path
 import tvm
 
 from ..errors import ModelError
+from .messages import reason_of
 from .onnx_file import reject_unknown_names, resolve_shape
 from .relax_importer import import_relax
 
@@ -77,8 +78,7 @@ def import_torch(program, input_shapes: Mapping[str, Sequence[int]], where: str 
                 custom_convert_map=None,
             )
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = (lines[-1] if lines else type(error).__name__)[:300]
+        reason = reason_of(error)
         raise ModelError(
             where, f"cannot be imported ({reason})", "operators TVM's PyTorch importer knows", "or export it to ONNX"
         ) from error

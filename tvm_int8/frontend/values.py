@@ -45,7 +45,8 @@ class QuantizedConstant:
         """The real values, float32."""
         scale = along_axis(self.scale, self.axis, self.q.ndim)
         zero = along_axis(self.zero_point.astype(np.int32), self.axis, self.q.ndim)
-        return ((self.q.astype(np.int32) - zero).astype(np.float32) * scale).astype(np.float32)
+        real = (self.q.astype(np.int32) - zero).astype(np.float32) * scale
+        return np.asarray(real, np.float32)  # NumPy turns arrays without axes into numbers
 
     def transposed(self, axes) -> QuantizedConstant:
         """The constant with its axes permuted."""
@@ -83,7 +84,7 @@ def real_constant(
     """``scale * (q - zero_point)`` of a constant: in quantised form (int8) for 8 bits, float32 for any other width."""
     if q.dtype not in (np.int8, np.uint8):
         zero = along_axis(zero_point.astype(np.float64), axis, q.ndim)
-        return ((q.astype(np.float64) - zero) * along_axis(scale, axis, q.ndim)).astype(np.float32)
+        return np.asarray((q.astype(np.float64) - zero) * along_axis(scale, axis, q.ndim), np.float32)
     if q.dtype == np.uint8:
         q, zero_point = ((array.astype(np.int16) - 128).astype(np.int8) for array in (q, zero_point))
     return QuantizedConstant(q, scale, zero_point, axis)

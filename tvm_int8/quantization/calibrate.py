@@ -44,7 +44,7 @@ def collect(
     keep_histograms : bool
         Put the histograms into the table, where the calibrator made any.
     channel_points : collection of str
-        Points whose channels' (axis 1) extremes are kept too.
+        Points whose channels (axis 1) are to be known one by one, too.
 
     Returns
     -------
@@ -95,4 +95,4 @@ def _range(
     histogram = observer.histogram() if keep_histograms else None
     if channels is None:
         return TensorRange(low, high, calibrator.name, observer.batches, histogram)
-    return TensorRange(low, high, calibrator.name, observer.batches, histogram, *channels.ranges())
+    return TensorRange(low, high, calibrator.name, observer.batches, histogram, channels.statistics())

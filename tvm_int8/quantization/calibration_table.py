@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tvm_int8.errors import CalibrationError
-from tvm_int8.quantization.observers import Histogram
+from tvm_int8.quantization.observers import ChannelStatistics, Histogram
 from tvm_int8.quantization.scale_zero_point import scale_zero_point
 
 FORMAT = "tvm_int8 calibration table"
@@ -38,8 +38,8 @@ class TensorRange:
         Batches seen; 0 without data.
     histogram : Histogram, optional
         The distribution the range was chosen from.
-    channel_low, channel_high : tuple of float, optional
-        Extremes per channel (axis 1), for tensors whose channels can be equalised.
+    channels : ChannelStatistics, optional
+        Per channel (axis 1), for tensors that convolutions read.
     """
 
     low: float
@@ -47,25 +47,18 @@ class TensorRange:
     method: str
     batches: int
     histogram: Histogram | None = None
-    channel_low: tuple[float, ...] | None = None
-    channel_high: tuple[float, ...] | None = None
+    channels: ChannelStatistics | None = None
 
     def divided(self, factor: np.ndarray) -> TensorRange:
         """Return the range of the tensor with channel c divided by ``factor[c]``, clipped as much as this one is."""
-        if self.channel_low is None or self.channel_high is None:
-            raise ValueError("a range without its channels' ranges cannot be divided")
-        low, high = np.asarray(self.channel_low), np.asarray(self.channel_high)
-        kept_low = self.low / low.min() if low.min() < 0 else 1.0
-        kept_high = self.high / high.max() if high.max() > 0 else 1.0
-        low, high = low / factor, high / factor
-        return replace(
-            self,
-            low=float(low.min() * kept_low),
-            high=float(high.max() * kept_high),
-            histogram=None,
-            channel_low=tuple(map(float, low)),
-            channel_high=tuple(map(float, high)),
-        )
+        if self.channels is None:
+            raise ValueError("a range without statistics of its channels cannot be divided")
+        divided = self.channels.divided(factor)
+        before_low, before_high = min(self.channels.low), max(self.channels.high)
+        kept_low = self.low / before_low if before_low < 0 else 1.0
+        kept_high = self.high / before_high if before_high > 0 else 1.0
+        low, high = min(divided.low) * kept_low, max(divided.high) * kept_high
+        return replace(self, low=low, high=max(low, high), histogram=None, channels=divided)
 
 
 class CalibrationTable(Mapping[str, TensorRange]):
@@ -280,10 +273,12 @@ def _range_from_json(entry: Any, where: str) -> TensorRange:
             whole = all(isinstance(x, int) and x >= 0 for x in histogram.counts) and isinstance(histogram.first, int)
             if not (whole and isinstance(histogram.width, Real) and math.isfinite(histogram.width)):
                 raise ValueError("histogram of something else than counts")
-        channels = {key: tuple(map(float, entry[key])) for key in ("channel_low", "channel_high") if key in entry}
-        if len({len(values) for values in channels.values()}) > 1 or len(channels) == 1:
-            raise ValueError("channel_low and channel_high of different lengths")
-        return TensorRange(**{**entry, **channels, "histogram": histogram})
+        channels = entry.get("channels")
+        if channels is not None:
+            channels = ChannelStatistics(**{key: tuple(map(float, values)) for key, values in channels.items()})
+            if len({len(values) for values in (channels.low, channels.high, channels.mean, channels.mean_square)}) > 1:
+                raise ValueError("channel statistics of different lengths")
+        return TensorRange(**{**entry, "histogram": histogram, "channels": channels})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         expected = '"low", "high", "method", "batches" and perhaps "histogram"'
         raise CalibrationError(where, f"an entry that does not fit ({error})", expected, _RECALIBRATE) from error

@@ -18,12 +18,11 @@ from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.equalize_channels import incoming_weights
 from tvm_int8.passes.groups import Group
 from tvm_int8.passes.quantization_plan import QuantizationPlan
-from tvm_int8.quantization.calibration_table import CalibrationTable
+from tvm_int8.quantization.calibration_table import CalibrationTable, TensorRange
 
-EXPONENTS = tuple((a, b) for a in (0.0, 0.25, 0.5, 0.75, 1.0) for b in (0.0, 0.25, 0.5))
+EXPONENTS = ((0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (0.5, 0.25), (0.5, 0.5))  # (a, b); the first changes nothing
 SMALLEST = 1e-3  # no factor is further than this from the largest
-WORTHWHILE = 0.95  # predicted noise, relative to none, above which a tensor is left as it is
-RMS_OF_RANGE = 0.25  # root mean square of a channel, as a share of its largest magnitude
+WORTHWHILE = 0.8  # predicted noise, relative to none, above which a tensor is left as it is
 
 
 @dataclass(frozen=True)
@@ -40,58 +39,59 @@ def plan_equalization(flow: Dataflow, plan: QuantizationPlan, table: Calibration
     factors = {}
     for name, group in groups.items():
         seen = table.get(name)
-        if seen is None or seen.channel_low is None:
+        if seen is None or seen.channels is None:
             continue
         readers = [incoming_weights(reader.value) for reader in flow.consumers[group.exit]]
-        factor = choose_factors(np.asarray(seen.channel_low), np.asarray(seen.channel_high), readers)
+        factor = choose_factors(seen, readers)
         if factor is not None:
             factors[name] = factor
     return Equalization(factors, groups)
 
 
-def choose_factors(low: np.ndarray, high: np.ndarray, readers: list[np.ndarray]) -> np.ndarray | None:
+def choose_factors(seen: TensorRange, readers: list[np.ndarray]) -> np.ndarray | None:
     """The factors of one tensor, or None where they would gain next to nothing.
 
     Parameters
     ----------
-    low, high : ndarray [C]
-        Observed range per channel.
+    seen : TensorRange
+        With the statistics of its channels.
     readers : list of ndarray [C, outputs, taps]
         Weights of every convolution that reads the tensor, by input channel; `outputs` is 1 for depthwise ones.
     """
-    low, high = np.minimum(low, 0.0).astype(np.float64), np.maximum(high, 0.0).astype(np.float64)
-    magnitude = np.maximum(-low, high)
+    magnitude = np.maximum(-np.minimum(seen.channels.low, 0.0), np.maximum(seen.channels.high, 0.0))
     largest = np.max([np.abs(w).max((1, 2)) for w in readers], axis=0).astype(np.float64)
     alive = (magnitude > 0) & (largest > 0)
     if alive.sum() < 2:
         return None
     best, plain = None, None
     for a, b in EXPONENTS:
-        factor = np.ones(len(low))
+        factor = np.ones(len(magnitude))
         factor[alive] = magnitude[alive] ** a / largest[alive] ** b
         factor[alive] /= factor[alive].max()
         factor = np.maximum(factor, SMALLEST)
-        noise = predicted_noise(low, high, factor, readers)
+        noise = predicted_noise(seen, factor, readers)
         plain = noise if plain is None else plain
         if best is None or noise < best[0]:
             best = (noise, factor)
     return best[1] if best[0] < WORTHWHILE * plain else None
 
 
-def predicted_noise(low: np.ndarray, high: np.ndarray, factor: np.ndarray, readers: list[np.ndarray]) -> float:
-    """Variance of the readers' outputs, relative to their signal, from uniform rounding of activations and weights."""
-    step = ((high / factor).max() - (low / factor).min()) / 255
-    power = (np.maximum(-low, high) * RMS_OF_RANGE) ** 2
+def predicted_noise(seen: TensorRange, factor: np.ndarray, readers: list[np.ndarray]) -> float:
+    """Variance of the readers' outputs, relative to their signal, from uniform rounding of activations and weights.
+
+    Rounding never costs more than the value itself: what is far below half a step becomes zero, and zeros stay exact.
+    """
+    divided = seen.divided(factor)
+    step = (max(divided.high, 0.0) - min(divided.low, 0.0)) / 255
+    power = np.asarray(seen.channels.mean_square, np.float32)
+    data_error = np.minimum(step**2 / 12, power / factor**2)
     total = 0.0
     for weight in readers:
-        scaled = weight.astype(np.float64) * factor[:, None, None]
-        from_data = step**2 * (scaled**2).sum()
-        taps = weight.shape[2]
-        if weight.shape[1] == 1:  # one output per input channel: its weight scale is its own
-            from_weight = ((np.abs(scaled).max((1, 2)) / 127) ** 2 * taps * power / factor**2).sum()
-        else:
-            steps = np.abs(scaled).max((0, 2)) / 127
-            from_weight = (steps**2).sum() * taps * (power / factor**2).sum()
-        signal = ((weight.astype(np.float64) ** 2).sum((1, 2)) * power).sum()
-        total += (from_data + from_weight) / max(signal, 1e-30)
-    return total
+        scaled = weight * factor[:, None, None].astype(np.float32)
+        axes = (1, 2) if weight.shape[1] == 1 else (0, 2)  # a depthwise reader's output is its input channel
+        steps = np.abs(scaled).max(axes, keepdims=True) / np.float32(127)
+        weight_error = np.minimum(steps**2 / np.float32(12), scaled**2).sum((1, 2))
+        from_data = (data_error * (scaled**2).sum((1, 2))).sum()
+        from_weight = (weight_error * power / factor**2).sum()
+        total += (from_data + from_weight) / max(float(((weight**2).sum((1, 2)) * power).sum()), 1e-30)
+    return float(total)

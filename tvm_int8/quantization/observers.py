@@ -181,8 +181,23 @@ def _bin_exponent(low: float, high: float) -> int:
     return exponent
 
 
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Per channel (axis 1) of a tensor: extremes, mean and mean square, each a tuple of C floats."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    mean: tuple[float, ...]
+    mean_square: tuple[float, ...]
+
+    def divided(self, factor: np.ndarray) -> ChannelStatistics:
+        """Return the statistics of the tensor with channel c divided by ``factor[c]`` > 0."""
+        powers = {"low": 1, "high": 1, "mean": 1, "mean_square": 2}
+        return ChannelStatistics(**{k: tuple((np.asarray(getattr(self, k)) / factor**p).tolist()) for k, p in powers.items()})
+
+
 class ChannelObserver:
-    """The smallest and the largest value of every channel (axis 1) of a tensor.
+    """Statistics of every channel (axis 1) of a tensor.
 
     NaN and infinities are the business of the observer of the whole tensor, which sees the same batches first.
     """
@@ -190,15 +205,22 @@ class ChannelObserver:
     def __init__(self) -> None:
         self._low: np.ndarray | None = None
         self._high: np.ndarray | None = None
+        self._sum: np.ndarray | float = 0.0
+        self._sum_of_squares: np.ndarray | float = 0.0
+        self._count = 0
 
     def update(self, values: np.ndarray) -> None:
         """Take in one batch, [N, C, ...]."""
-        axes = (0, *range(2, values.ndim))
-        low, high = values.min(axes), values.max(axes)
+        rows = values.reshape(values.shape[0], values.shape[1], -1)
+        low, high = rows.min((0, 2)), rows.max((0, 2))
         self._low = low if self._low is None else np.minimum(self._low, low)
         self._high = high if self._high is None else np.maximum(self._high, high)
+        self._sum = self._sum + rows.sum((0, 2), dtype=np.float64)
+        self._sum_of_squares = self._sum_of_squares + np.einsum("ncp,ncp->c", rows, rows).astype(np.float64)
+        self._count += rows.shape[0] * rows.shape[2]
 
-    def ranges(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return the extremes so far, low and high."""
+    def statistics(self) -> ChannelStatistics:
+        """Return what was seen so far."""
         assert self._low is not None and self._high is not None, "no batch seen"
-        return tuple(map(float, self._low)), tuple(map(float, self._high))
+        arrays = self._low, self._high, self._sum / self._count, self._sum_of_squares / self._count
+        return ChannelStatistics(*(tuple(np.asarray(a, np.float64).tolist()) for a in arrays))
