@@ -47,7 +47,7 @@ clean:
 # One stamp per set of extras; each is renewed when pyproject.toml changes.
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	@echo "installing tvm_int8 with the extras of '$*' into $(VENV) (a few hundred MB the first time) ..."
-	@$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@$(BIN)/python -m pip install -qq --editable '.[$*]'
 	@touch $@
 
 $(BIN)/python:

@@ -129,7 +129,7 @@ def demo_resnet50() -> None:
     say("compiling it in INT8")
     int8 = tvm_int8.compile(model, calibration=table)
 
-    result = columns("\nResNet-50, 224x224, batch 1: latency in ms", ["threads", "FP32", "INT8", "speed-up"])
+    result = columns("ResNet-50, 224x224, batch 1: latency in ms", ["threads", "FP32", "INT8", "speed-up"])
     for threads in sorted({1, len(os.sched_getaffinity(0))}):
         say(f"timing both on {threads} thread{'s' * (threads > 1)}")
         times = [module.benchmark(num_threads=threads) for module in (fp32, int8)]
@@ -137,6 +137,7 @@ def demo_resnet50() -> None:
         result.add_row(str(threads), *(milliseconds(t) for t in times), f"{speed_up:.2f}x")
     say("timing every INT8 kernel on 1 thread")
     profile = int8.profile(num_threads=1)
+    console.print()
     console.print(result)
     console.print(slowest(profile))
     console.print(f"{int8.report.summary}; compiled for {int8.metadata.mcpu}\n", soft_wrap=True)

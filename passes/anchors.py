@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from tvm import relax
 
@@ -17,7 +19,7 @@ from .resize_tables import axis_table
 LARGEST_BIAS = 2**30  # an integer bias beyond this stays a float32 addition
 
 
-def _ints(values) -> tuple[int, ...]:
+def _ints(values) -> Any:
     return tuple(int(v) for v in values)
 
 
@@ -127,7 +129,7 @@ def resize(group) -> relax.Call:
     method = "linear" if str(call.attrs.method) == "linear" else "nearest"
     mode, rounding = str(call.attrs.coordinate_transformation_mode), str(call.attrs.rounding_method)
     source, target = shape_of(call.args[0])[2:], shape_of(call)[2:]
-    rows, cols = (axis_table(s, t, method, mode, rounding) for s, t in zip(source, target))
+    rows, cols = (axis_table(s, t, method, mode, rounding) for s, t in zip(source, target, strict=True))
     return _finish(group, Resize2d, value, method=method, rows=rows, cols=cols, zero_point=zero_point)
 
 
@@ -148,7 +150,7 @@ def gather_channels(group, sources, table) -> relax.Call:
     if group.group.quantize is not None and all(q is not None and q.dtype == "uint8" for q in quantized):
         scale, zero_point = quantization_of(group.group.quantize.value)
         output = Output("uint8", zero_point, -zero_point, 255 - zero_point)
-        for source, q in zip(sources, quantized):
+        for source, q in zip(sources, quantized, strict=True):
             group.add_input(q.source, q.dtype, shape_of(source))
         scales = tuple(float(np.float32(q.scale / scale)) for q in quantized)
         return _gather(group, table, output, scales, tuple(q.zero_point for q in quantized))
@@ -191,7 +193,7 @@ def strided_slice(group) -> relax.Call:
         begin, step = ranges.get(1, (0, 1))
         table = tuple((0, begin + i * step) for i in range(shape_of(call)[1]))
         return gather_channels(group, [call.args[0]], table)
-    begins, steps = zip(ranges.get(2, (0, 1)), ranges.get(3, (0, 1)))
+    begins, steps = zip(ranges.get(2, (0, 1)), ranges.get(3, (0, 1)), strict=True)
     return _window(group, call.args[0], start=begins, step=steps, real_pad=0.0)
 
 

@@ -52,9 +52,9 @@ class _Layouts:
     def __call__(self, binding, value: Expr, new: Rebuilder) -> Expr | None:
         if is_kernel(value):
             return self._kernel(binding, value, new)
-        if is_view(binding.value) and isinstance(value.args[0], Var) and value.args[0].name in self.block:
-            if not self.flow.is_output(binding.var):
-                return value.args[0]
+        packed = is_view(binding.value) and isinstance(value.args[0], Var) and value.args[0].name in self.block
+        if packed and not self.flow.is_output(binding.var):
+            return value.args[0]
         arguments = [self._plain(arg, new) for arg in value.args] if isinstance(value, relax.Call) else None
         if arguments is None:
             return None
@@ -82,10 +82,10 @@ class _Layouts:
         else:
             image = isinstance(spec, Conv2d) and inputs[0].name in self.block and self.block[inputs[0].name] == IMAGE
             blocks, out = [IMAGE if image else LANES, *[LANES] * (len(inputs) - 1)], LANES
-        inputs = [self._as_block(e, b, new, t.shape) for e, b, t in zip(inputs, blocks, spec.inputs)]
+        inputs = [self._as_block(e, b, new, t.shape) for e, b, t in zip(inputs, blocks, spec.inputs, strict=True)]
         spec = replace(
             spec,
-            inputs=tuple(_placed(t, b, e) for t, b, e in zip(spec.inputs, blocks, inputs)),
+            inputs=tuple(_placed(t, b, e) for t, b, e in zip(spec.inputs, blocks, inputs, strict=True)),
             result=_placed(spec.result, out, var),
         )
         shape = spec.result.physical_shape if out else shape_of(var)
@@ -144,7 +144,7 @@ class _Layouts:
             source = _placed(Tensor(logical, dtype_of(expr)), current, expr)
             shape = replace(source, block=block).physical_shape if block else self._plain_shape(expr, logical)
             call = _converter(f"layout of {expr.name}", source, block, expr, expr.name, shape)
-            self.converted[key] = new.emit(call, f"{expr.name}_{'nchw%dc' % block if block else 'nchw'}")
+            self.converted[key] = new.emit(call, f"{expr.name}_nchw{f'{block}c' if block else ''}")
             if block:
                 self._record(self.converted[key], block, logical)
         return self.converted[key]
@@ -162,8 +162,9 @@ def _placed(tensor: Tensor, block: int, expr: Expr) -> Tensor:
 
 
 def _wanted(spec: Spec, call: relax.Call, var: Var) -> int:
-    if isinstance(spec, Conv2d) and not spec.transposed and spec.groups == 1 and spec.inputs[0].shape[1] <= IMAGE:
-        if spec.inputs[0].shape[2:] != (1, 1) and all(v is not var for v in list(vars_in(call))[1:]):
+    if isinstance(spec, Conv2d) and not spec.transposed and spec.groups == 1:
+        image = spec.inputs[0].shape[1] <= IMAGE and spec.inputs[0].shape[2:] != (1, 1)
+        if image and all(v is not var for v in list(vars_in(call))[1:]):
             return IMAGE
     return LANES
 

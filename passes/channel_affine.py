@@ -103,7 +103,7 @@ def channel_vector(array: np.ndarray, shape: tuple[int, ...], axis: int) -> np.n
     """The float64 [C] a constant broadcasts to along the channels of a tensor, or None if it varies otherwise."""
     if array.ndim > len(shape):
         return None
-    aligned = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
+    aligned: np.ndarray = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
     if any(dim != 1 for index, dim in enumerate(aligned.shape) if index != axis):
         return None
     return np.broadcast_to(aligned.astype(np.float64).ravel(), (shape[axis],)).copy()

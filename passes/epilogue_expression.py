@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +22,12 @@ class Node:
     """op "acc" | "tensor" (index into the kernel's tensors) | "channel" | "number", or a step's name over `args`."""
 
     op: str
-    args: tuple["Node", ...] = ()
-    value: object = None  # number: float; channel: float64 [C]; tensor: (index, Operand)
+    args: tuple[Node, ...] = ()
+    value: Any = None  # number: float; channel: float64 [C]; tensor: (index, Operand)
 
     @property
     def constant(self) -> bool:
+        """Known when compiling: a number, or one per channel."""
         return self.op in ("number", "channel")
 
 
@@ -34,6 +36,7 @@ NEUTRAL = 1e-12  # a factor this close to one is scale / scale
 
 
 def number(value: float) -> Node:
+    """The same number everywhere."""
     return Node("number", value=float(value))
 
 
@@ -44,6 +47,7 @@ def channel(values: np.ndarray) -> Node:
 
 
 def tensor(index: int, operand: Operand) -> Node:
+    """The kernel's tensor number `index`."""
     return Node("tensor", value=(index, operand))
 
 
@@ -139,7 +143,7 @@ def split_bias(root: Node) -> tuple[Node, Node | None, Node | None]:
                 found.append((scale or number(1.0), node.args[1]))
                 return inner
         args = tuple(strip(arg) for arg in node.args)
-        return node if all(a is b for a, b in zip(args, node.args)) else replace(node, args=args)
+        return node if all(a is b for a, b in zip(args, node.args, strict=True)) else replace(node, args=args)
 
     memo: dict = {}
     stripped = strip(root)

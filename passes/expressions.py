@@ -8,11 +8,9 @@ import numpy as np
 import tvm
 from tvm import relax
 from tvm.ir import GenericConst
+from tvm.relax import Expr, Var
 
 from tvm_int8.errors import ModelError
-
-Var = relax.Var
-Expr = relax.Expr
 
 
 def op_name(expr: Expr) -> str:

@@ -155,7 +155,7 @@ def slice_ranges(call: Expr) -> dict[int, tuple[int, int]] | None:
     steps = rest[0] if rest else (1,) * len(axes)
     source, target = shape_of(call.args[0]), shape_of(call)
     ranges = {}
-    for axis, first, step in zip(axes, begin, steps):
+    for axis, first, step in zip(axes, begin, steps, strict=True):
         if step < 1 or axis < 0:
             return None
         first = max(first + source[axis], 0) if first < 0 else min(first, source[axis])

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Container
 
 import tvm
-from tvm import relax
 
 from tvm_int8.kernel_op import kernel_call
 from tvm_int8.specs import Elementwise, Operand, Tensor

@@ -115,7 +115,7 @@ def _units(flow: Dataflow, config: QuantizationConfig) -> list[Unit]:
             continue
         else:
             op, layer = op_name(binding.value), layer_name(flow, binding.var)
-            inputs = [var for var in vars_in(binding.value)]
+            inputs = list(vars_in(binding.value))
             movable = op in MOVED_AS_INTEGERS and is_packable(binding.value)
             movable = movable or (op in MOVED_AS_INTEGERS and dtype_of(binding.value) == "float32")
             unit = Unit("carry" if movable else "float", op, layer, inputs, binding.var, None, movable)

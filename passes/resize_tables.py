@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-ROUNDING = {
+ROUNDING: dict[str, Callable] = {
     "round": np.rint,
     "round_prefer_floor": lambda x: np.ceil(x - 0.5),
     "round_prefer_ceil": lambda x: np.floor(x + 0.5),
@@ -36,4 +38,4 @@ def axis_table(size: int, target: int, method: str, mode: str, rounding: str) ->
     x = np.clip(x, 0, size - 1)
     low = np.minimum(np.floor(x).astype(int), size - 1)
     high = np.minimum(low + 1, size - 1)
-    return tuple((int(a), int(b), float(np.float32(c - a))) for a, b, c in zip(low, high, x))
+    return tuple((int(a), int(b), float(np.float32(c - a))) for a, b, c in zip(low, high, x, strict=True))

@@ -1,12 +1,12 @@
 """ScheduleIslands: every TensorIR function that is not a kernel of this package gets loops for threads and vectors.
 
-before   y = call_tir(multiply, (x, a)); z = call_tir(exp, (y,))          serial loops around blocks
-after    z = call_tir(multiply_exp, (x, a))                               for _ in parallel(...): for lane in vectorized(16): ...
+before   y = call_tir(multiply, (x, a)); z = call_tir(exp, (y,))      serial loops around blocks
+after    z = call_tir(multiply_exp, (x, a))                           for ... in parallel: for lane in vectorized(16)
 
 Requires   LegalizeOps and RewriteDataflowReshape; kernel orders may be there or not.
 Ensures    an island that feeds only one other island is part of that one's function.  Each function carries
-           `tvm_int8.island`, or `tvm_int8.unscheduled` with the reason why it is serial; those with `tvm_int8.kernel` are as they
-           were.  Bindings keep their names.
+           `tvm_int8.island`, or `tvm_int8.unscheduled` with the reason why it is not vectorised; those with
+           `tvm_int8.kernel` are as they were.  Bindings keep their names.
 Not        dynamic shapes, sorting, scans and scatter: those are `tvm_int8.unscheduled`.
 Source     the schedules are in `schedules/islands.py`.  TVM's FuseOps is not used because it stops at reductions (a
            normalisation would be five functions) and renames what it fuses.
@@ -101,8 +101,8 @@ def _callee(value: Expr) -> str | None:
 def _groups(flow: Dataflow, reasons: dict[str, str | None], fuse: bool) -> dict[Var, list[relax.VarBinding]]:
     """The bindings of each function to be, in order, by the variable it delivers.
 
-    A binding joins the group of its consumers when all of them are in one and nothing else needs its value; so no path leaves
-    a group and comes back.
+    A binding joins the group of its consumers when all of them are in one and nothing else needs its value; so no path
+    leaves a group and comes back.
     """
     root: dict[Var, Var] = {}
     members: dict[Var, list[relax.VarBinding]] = {}

@@ -65,8 +65,8 @@ class _Delivery:
             self.functions[variable] = func
         variable = self._known[key]
         self.rows[binding.var.name] = _row(spec, kernel, variable.name_hint, tensor_of(value), stored_of(value))
-        constants = [relax.const(np.ascontiguousarray(c), str(c.dtype)) for c in kernel.constants]
-        return relax.call_tir(variable, [*inputs_of(value), *constants], out_ty=binding.var.ty)
+        packed = [relax.const(np.ascontiguousarray(c), str(c.dtype)) for c in kernel.constants]
+        return relax.call_tir(variable, [*inputs_of(value), *packed], out_ty=binding.var.ty)
 
     def _unique(self, name: str) -> str:
         name = re.sub(r"\W", "_", name)

@@ -35,7 +35,7 @@ class ChannelGatherRule(Rule):
             t.dtype == spec.result.dtype and t.block == spec.result.block in (0, LANES) for t in spec.inputs
         )
 
-    def build(self, spec: Spec, constants: Constants, cpu: Cpu, knobs: dict | None = None) -> Kernel:
+    def build(self, spec: ChannelGather, constants: Constants, cpu: Cpu, knobs: dict | None = None) -> Kernel:
         """Deliver the kernel; it has no knobs."""
         emitter = _Packed(spec, cpu) if spec.result.block else _Plain(spec, cpu)
         packed = tuple(emitter.constants())

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tvm.tirx.script import builder as T
@@ -39,7 +40,6 @@ from .lanes import store_vectors
 from .padding import emit_padded_copy
 from .rule import Constants, Rule
 from .vector import KernelBuilder, Registers, convert, finish, load, store
-
 
 UNROLLED_STEPS = 4  # reduction steps written out in the innermost loop
 
@@ -93,7 +93,7 @@ class Reduction:
         return self.length % self.per_block == 0 and all(s % self.per_block == 0 for s in self.starts)
 
     @staticmethod
-    def of(spec: Conv2d) -> "Reduction":
+    def of(spec: Conv2d) -> Reduction:
         data = spec.inputs[0]
         unit = 4 if data.dtype == "uint8" else 1
         per_block = data.block // unit
@@ -152,7 +152,7 @@ class _Builder:
         self.acc_dtype = "int32" if self.integer else "float32"
         self.reduction = Reduction.of(spec)
         self.phases = [(y, x) for y in _axis_phases(spec, 0) for x in _axis_phases(spec, 1)]
-        n, _, self.height, self.width = self.data.shape
+        _, _, self.height, self.width = self.data.shape
         pads = [self._pads(0, self.height), self._pads(1, self.width)]
         self.pads = (pads[0][0], pads[1][0], pads[0][1], pads[1][1])
         self._flatten_pixels()
@@ -167,11 +167,12 @@ class _Builder:
     def _flatten_pixels(self) -> None:
         """A 1x1 convolution of stride 1 sees one long row of pixels."""
         y, x = self.phases[0]
-        if len(self.phases) == 1 and len(y.taps) == len(x.taps) == 1 and y.in_step == x.in_step == 1 and not any(self.pads):
-            if (self.height, self.width) == self.result.shape[2:]:
-                self.width = self.height * self.width
-                self.height = 1
-                self.phases = [(Axis(1, 1, 0, 1, 0, 1, (0,)), Axis(self.width, 1, 0, 1, 0, 1, (0,)))]
+        pointwise = len(self.phases) == 1 and len(y.taps) == len(x.taps) == 1
+        in_place = y.in_step == x.in_step == 1 and not any(self.pads)
+        if pointwise and in_place and (self.height, self.width) == self.result.shape[2:]:
+            self.width = self.height * self.width
+            self.height = 1
+            self.phases = [(Axis(1, 1, 0, 1, 0, 1, (0,)), Axis(self.width, 1, 0, 1, 0, 1, (0,)))]
 
     def build(self) -> Kernel:
         spec = self.spec
@@ -278,7 +279,7 @@ class _Builder:
                 by_width(tail)
         return steps * self.result.channel_blocks * self.multiply_add.vector_elements
 
-    def _emit_tile(self, phase, place: "_Place") -> None:
+    def _emit_tile(self, phase, place: _Place) -> None:
         (y, x), red, blocks, pixels = phase, self.reduction, place.blocks, place.pixels
         acc = Registers(blocks * pixels, self.acc_dtype)
         for o in range(blocks):
@@ -351,7 +352,7 @@ class _Builder:
             if x.out_step == 1:
                 store_vectors(self.out, indices[0], values, self.spec.output, self.cpu)
             else:
-                for index, value in zip(indices, values):
+                for index, value in zip(indices, values, strict=True):
                     store(self.out, index, finish(value, self.spec.output))
 
 
@@ -359,11 +360,11 @@ class _Builder:
 class _Place:
     """Where a tile lies: image, first output-channel block, row, first column, first weight, first bias block; and its size."""
 
-    image: object
-    block: object
-    ty: object
-    tx: object
-    weight: object
+    image: Any
+    block: Any
+    ty: Any
+    tx: Any
+    weight: Any
     bias_block: int
     blocks: int
     pixels: int

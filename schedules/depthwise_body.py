@@ -76,6 +76,19 @@ def pad_channels_last(array: np.ndarray) -> np.ndarray:
 class Body:
     """What both bodies share: parameters, tasks, the padded copy, the row and column tiles."""
 
+    @property
+    def form(self) -> str:
+        """The multiply-adds, for the kernel's name."""
+        raise NotImplementedError
+
+    def packed_weight(self) -> np.ndarray:
+        """Weights as the body reads them."""
+        raise NotImplementedError
+
+    def emit_rows(self, image, block, first, rows) -> None:
+        """Output rows `first` .. `first + rows` of a channel block, from the padded copy."""
+        raise NotImplementedError
+
     def __init__(self, spec: Conv2d, constants: Constants, knobs: dict):
         self.spec, self.constants = spec, constants
         self.geometry = Geometry(spec)

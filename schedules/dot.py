@@ -76,7 +76,7 @@ class Avx512Pmaddwd:
         return T.Bind(even), T.Bind(odd)
 
     def __call__(self, acc, data, weight):
-        for half_data, half_weight in zip(data, weight):
+        for half_data, half_weight in zip(data, weight, strict=True):
             acc = acc + intrinsic("int32x16", "llvm.x86.avx512.pmaddw.d.512", half_data, half_weight)
         return acc
 

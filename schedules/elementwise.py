@@ -44,7 +44,7 @@ class ElementwiseRule(Rule):
         """Element-wise orders from block 0 or 16 to 0 or 16, and from 0 to 4."""
         return isinstance(spec, Elementwise) and _emitter(spec) is not None
 
-    def build(self, spec: Spec, constants: Constants, cpu: Cpu, knobs: dict | None = None) -> Kernel:
+    def build(self, spec: Elementwise, constants: Constants, cpu: Cpu, knobs: dict | None = None) -> Kernel:
         """Deliver the kernel; it has no knobs."""
         channels = channel_operands(spec.program, constants)
         parameters = [(f"in{i}", t.physical_shape, t.dtype) for i, t in enumerate(spec.inputs)]
@@ -71,7 +71,8 @@ def _emitter(spec: Spec):
     only_tensors = all(o.kind == "tensor" for o in spec.program.operands)
     if blocks == {target} and only_tensors and target in (0, LANES) and not needs_zeros(spec):
         return _flat
-    return {(16, 16): _packed, (0, 0): _plain, (0, 16): pack, (16, 0): unpack, (0, 4): image}.get((*blocks, target))
+    (block,) = blocks
+    return {(16, 16): _packed, (0, 0): _plain, (0, 16): pack, (16, 0): unpack, (0, 4): image}.get((block, target))
 
 
 def _memory_operands(spec):

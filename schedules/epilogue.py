@@ -69,7 +69,7 @@ class Epilogue:
         """
         tensors = iter(self._tensors)
         values = []
-        for operand, value in zip(self.operands, per_channel):
+        for operand, value in zip(self.operands, per_channel, strict=True):
             buffer = next(tensors) if operand.kind in ("tensor", "vector", "map") else None
             if operand.kind == "acc":
                 value = accumulator

@@ -8,9 +8,11 @@ from tvm import tirx
 from tvm.ir import TensorLoad
 from tvm.ir.prim import expr as prim
 
-from .island_expressions import Expr, loads, nodes, rewrite_down, same, uses
+from .island_expressions import Expr, loads, rewrite_down, same, uses
 from .island_stages import Stage, Write
 
+#: New accumulators of two sets of them.
+Combine = Callable[[list, list], list]
 _ASSOCIATIVE = (prim.Add, prim.Mul, prim.Max, prim.Min, prim.And, prim.Or)
 
 
@@ -29,7 +31,7 @@ def combiner(stage: Stage) -> tuple[type, Expr] | None:
     return None
 
 
-def row_combiner(stage: Stage) -> tuple[Callable[[list, list], list], list[Expr]] | None:
+def row_combiner(stage: Stage) -> tuple[Combine, list[Expr]] | None:
     """(combine, terms): `combine(accumulators, others)` are new accumulators; `terms` are one iteration's `others`.
 
     One accumulator for sums, products, extrema; (index, value) for argmax and argmin.  None when it is neither.
@@ -50,7 +52,7 @@ def _index_combiner(stage: Stage):
     position = stage.lets[0][1].false_value
     if not values or not all(same(values[0], value) for value in values):
         return None
-    if any(isinstance(node, TensorLoad) for node in nodes(position)) or not uses(position, [a.var for a in stage.reduced]):
+    if loads(position) or not uses(position, [axis.var for axis in stage.reduced]):
         return None
 
     def combine(a, b):

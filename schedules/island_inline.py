@@ -1,12 +1,13 @@
 """Changes of stages before loops are chosen: inlining, splitting at conditions, splitting long reductions.
 
-inlining     y = exp(x); z = y * 2               ->   z = exp(x) * 2                     unless that repeats expensive work
-conditions   pad[i] = x[i - 1] if 1 <= i < 9     ->   three stages without a condition   where it would depend on the lane
-reductions   s = sum(x[0:100000])                ->   p[c] = sum(x[c * 1000 : ...]); s = sum(p)      one piece per task
+inlining     y = exp(x); z = y * 2             ->  z = exp(x) * 2                     unless that repeats expensive work
+conditions   pad[i] = x[i - 1] if 1 <= i < 9   ->  three stages without a condition   where it would depend on the lane
+reductions   s = sum(x[0:100000])              ->  p[c] = sum(x[c * 1000:]); s = sum(p)           one piece per task
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -54,7 +55,7 @@ def inline(program: Program) -> None:
         consumers = [stage for stage in others if _count(stage, buffer)]
         reads = sum(_count(stage, buffer) * stage.iterations for stage in consumers)
         if consumers and _worth(producer, consumers, reads):
-            program.stages = [s.map(lambda e, p=producer: _inlined(e, p)) if s in consumers else s for s in others]
+            program.stages = [_with_inlined(s, producer) if s in consumers else s for s in others]
             program.temps = [temp for temp in program.temps if not temp.same_as(buffer)]
 
 
@@ -72,7 +73,8 @@ def _count(stage: Stage, buffer: Var) -> int:
 def _worth(producer: Stage, consumers: Sequence[Stage], reads: int) -> bool:
     """Whether inlining repeats nothing, or little that is cheap.
 
-    Reductions that read every element many times (matmul, convolution) want it once, in their own order and without conditions.
+    Reductions that read every element many times (matmul, convolution) want it computed once, in its own order and
+    without conditions.
     """
     value = producer.writes[0].value
     conditional = any(is_call(node, "if_then_else") for node in nodes(value))
@@ -82,8 +84,12 @@ def _worth(producer: Stage, consumers: Sequence[Stage], reads: int) -> bool:
     if reads <= producer.iterations:
         return True
     slow = (prim.Div, prim.FloorDiv, prim.FloorMod, prim.Mod)
-    calls = any(isinstance(n, slow) or isinstance(n, Call) and not is_call(n, "if_then_else") for n in nodes(value))
+    calls = any(isinstance(n, slow) or (isinstance(n, Call) and not is_call(n, "if_then_else")) for n in nodes(value))
     return not calls and _operations(value) <= _CHEAP_OPERATIONS
+
+
+def _with_inlined(stage: Stage, producer: Stage) -> Stage:
+    return stage.map(lambda expr: _inlined(expr, producer))
 
 
 def _inlined(expr: Expr, producer: Stage) -> Expr:
@@ -110,7 +116,7 @@ def split_conditions(stage: Stage) -> list[Stage]:
         row *= axis.extent
         cuts = sorted({0, axis.extent} | _breakpoints(stage, axis))
         if len(cuts) > 2 and len(parts) * (len(cuts) - 1) <= _MAX_SEGMENTS:
-            parts = [_restricted(p, axis, a, b) for p in parts for a, b in zip(cuts, cuts[1:], strict=False)]
+            parts = [_restricted(p, axis, a, b) for p in parts for a, b in itertools.pairwise(cuts)]
     return [_decided(part) for part in parts]
 
 
@@ -167,15 +173,16 @@ def _decided(stage: Stage) -> Stage:
 
 def split_reduction(stage: Stage, tasks: int) -> tuple[list[Stage], list[Var]]:
     """A long reduction to few elements as partial reductions and one over these; also the buffers this needs."""
-    long = stage.reduced and max(stage.reduced, key=lambda axis: axis.extent)
     few = math.prod(axis.extent for axis in stage.spatial) < tasks
-    if not long or not few or stage.iterations < tasks * _PIECE or combiner(stage) is None:
+    found = combiner(stage)
+    if not stage.reduced or not few or stage.iterations < tasks * _PIECE or found is None:
         return [stage], []
+    long = max(stage.reduced, key=lambda axis: axis.extent)
     pieces = [c for c in range(2, 65) if long.extent % c == 0 and stage.iterations // c >= _PIECE]
     if not pieces:
         return [stage], []
     count = max(pieces)
-    write, (operator, term) = stage.writes[0], combiner(stage)
+    write, (operator, term) = stage.writes[0], found
     piece, inner = Axis(tirx.Var("piece", "int64"), count), Axis(tirx.Var("k", "int64"), long.extent // count, True)
     partial = tirx.decl_buffer((count, *shape_of(write.buffer)), str(write.buffer.ty.dtype), "partial")
     at = (piece.var, *write.indices)

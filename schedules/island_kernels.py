@@ -1,8 +1,11 @@
 """Kernels of flat stages: element-wise, reductions whose lanes are spatial, and reductions along contiguous memory.
 
 elementwise   for outer: for vectors: out[vector] = value
-columns       a tile of rows x vectors of accumulators in registers, all reduced axes inside          matmul, conv, mean over N
-rows          partial results in the lanes of up to four vectors, then a tree over the lanes          softmax, mean over H, W
+columns       a tile of rows x vectors of accumulators, all reduced axes inside        matmul, conv, mean over N
+rows          partial results in the lanes of up to four vectors, then a tree          softmax, mean over H and W
+
+Accumulators are small buffers of global scope: those become stack slots, which LLVM turns into registers because every
+index is a constant.  Buffers of local scope may become calls of the runtime's allocator.
 
 Rejected: `rfactor` and `decompose_reduction` of TensorIR schedules; they refuse blocks that share loops, and predicates
 of tails end up in the vector loop.
@@ -19,10 +22,11 @@ from tvm.ir import TensorLoad, Var
 from tvm.tirx.script import builder as T
 
 from .cpu import Cpu
-from .island_combine import row_combiner
-from .island_expressions import Expr, i64, loads, rewrite_down, stride, substitute, uses
+from .island_combine import Combine, row_combiner
+from .island_expressions import Expr, i64, rewrite_down, substitute, uses
 from .island_loops import Lanes, access_cost, choose_lanes, indices, lane_count, lanewise, nest, waste
-from .island_stages import Axis, Stage, cut
+from .island_stages import Axis, Stage, Write, cut
+from .island_tiles import Tile, tiles
 
 _TREE_COST = 24.0  # of combining the lanes of a vector, in vector operations
 _ROW_VECTORS = 4
@@ -33,7 +37,8 @@ class Emitter:
     """Emits flat stages into the function that is being built.
 
     tasks : as in `island_loops.nest`
-    overlap : whether the last vector of a row may compute elements again; not where a buffer may be overwritten in place
+    overlap : whether the last vector of a row may compute elements again; not where TensorIR's storage rewriting may
+        have the stage overwrite what it reads
     vectors : vector loops emitted so far
     """
 
@@ -49,10 +54,11 @@ class Emitter:
             return
         columns, column_cost = choose_lanes(stage, stage.spatial, 1 / math.prod(a.extent for a in stage.reduced))
         row, row_cost = _choose_row(stage)
-        if row is not None and row_cost < column_cost:
-            self._rows(stage, row)
+        combine = row_combiner(stage)
+        if row is not None and combine is not None and row_cost < column_cost:
+            self._rows(stage, row, *combine)
             return
-        for part, tile in _tiles(stage, columns, self.cpu):
+        for part, tile in tiles(stage, columns, self.cpu):
             self._columns(part, tile)
 
     def vector(self, lanes: int, body: Callable[[Expr], None]) -> None:
@@ -85,15 +91,16 @@ class Emitter:
                 if lanes is not None:
                     values[lanes.axis.var] = lanes.start(found[-1]) + lane
                 for write in stage.writes:
-                    T.buffer_store(write.buffer, substitute(write.value, values), [substitute(write.indices[0], values)])
+                    _store(write, write.value, values)
 
             self.vector(lanes.lanes if lanes else 1, statement)
 
     def _columns(self, stage: Stage, tile: Tile) -> None:
         """Spatial lanes: accumulators start from the initial value, take in all reduced iterations, are stored once."""
         if tile.lanes is not None:
-            stage = stage.map(lambda e: lanewise(e, tile.lanes.axis.var))
-        others = [axis for axis in stage.spatial if axis is not tile.axis and (tile.lanes is None or axis is not tile.lanes.axis)]
+            lane_axis = tile.lanes.axis.var
+            stage = stage.map(lambda e: lanewise(e, lane_axis))
+        others = [axis for axis in stage.spatial if axis not in tile.axes]
         with nest([*(a.extent for a in others), tile.row_tiles, tile.column_tiles], self.tasks) as found:
             values = {axis.var: index for axis, index in zip(others, found[:-2], strict=True)}
             sums = [T.alloc_buffer((tile.size,), str(w.buffer.ty.dtype)) for w in stage.writes]
@@ -113,7 +120,7 @@ class Emitter:
 
             def finish(at):
                 for total, write in zip(sums, stage.writes, strict=True):
-                    T.buffer_store(write.buffer, total[at], [substitute(write.indices[0], values)])
+                    _store(write, total[at], values)
 
             every_cell(start)
             with nest([axis.extent for axis in stage.reduced], 0) as steps:
@@ -121,12 +128,11 @@ class Emitter:
                 every_cell(lambda at: _accumulate(stage, sums, at, values))
             every_cell(finish)
 
-    def _rows(self, stage: Stage, axis: Axis) -> None:
+    def _rows(self, stage: Stage, axis: Axis, combine: Combine, terms: list[Expr]) -> None:
         """Reduced lanes: every lane has its own partial result; a tree combines them."""
-        combine, terms = row_combiner(stage)
         terms = [lanewise(term, axis.var) for term in terms]
         lanes = min(lane_count(stage), axis.extent)
-        vectors = min(_ROW_VECTORS, axis.extent // lanes)
+        vectors = min(_ROW_VECTORS if len(terms) == 1 else 1, axis.extent // lanes)
         others = [a for a in stage.reduced if a is not axis]
         with nest([*(a.extent for a in stage.spatial), 1], self.tasks) as found:
             values = {a.var: index for a, index in zip(stage.spatial, found[:-1], strict=True)}
@@ -155,92 +161,24 @@ class Emitter:
                 _row(axis.extent, lanes, vectors, take)
             self._combine_lanes(merge, sums, lanes, vectors)
             for write, total in zip(stage.writes, sums, strict=True):
-                T.buffer_store(write.buffer, total[i64(0)], [substitute(write.indices[0], values)])
+                _store(write, total[i64(0)], values)
 
     def _combine_lanes(self, merge, sums, lanes: int, vectors: int) -> None:
         """The result of all lanes of all vectors, into lane 0."""
+
+        def take(start: int, width: int) -> None:
+            self.vector(width, lambda lane: merge(lane, [total[i64(start) + lane] for total in sums]))
+
         for vector in range(1, vectors):
-            self.vector(lanes, lambda lane, v=vector: merge(lane, [total[i64(v * lanes) + lane] for total in sums]))
+            take(vector * lanes, lanes)
         while lanes > 1:
             half = lanes // 2
-            upper = i64(lanes - half)
-            self.vector(half, lambda lane, upper=upper: merge(lane, [total[upper + lane] for total in sums]))
+            take(lanes - half, half)
             lanes -= half
 
 
-@dataclass
-class Tile:
-    """Accumulators: `rows` along `axis` (or one) times `vectors` vectors along the lanes' axis."""
-
-    lanes: Lanes | None
-    vectors: int = 1
-    axis: Axis | None = None
-    rows: int = 1
-
-    @property
-    def width(self) -> int:
-        return self.lanes.lanes if self.lanes else 1
-
-    @property
-    def size(self) -> int:
-        return self.rows * self.vectors * self.width
-
-    @property
-    def row_tiles(self) -> int:
-        return self.axis.extent // self.rows if self.axis else 1
-
-    @property
-    def column_tiles(self) -> int:
-        return self._columns.tiles if self.lanes else 1
-
-    @property
-    def _columns(self) -> Lanes:
-        return Lanes(self.lanes.axis, self.width * self.vectors)
-
-    def cells(self) -> list[tuple[int, int]]:
-        """(row, vector) of every accumulator vector."""
-        return [(row, vector) for row in range(self.rows) for vector in range(self.vectors)]
-
-    def offset(self, row: int, vector: int) -> int:
-        """Where an accumulator vector starts."""
-        return (row * self.vectors + vector) * self.width
-
-    def place(self, row_tile: Expr, column_tile: Expr, row: int, vector: int, lane: Expr) -> dict[Var, Expr]:
-        """Values of the tile's axes."""
-        values = {}
-        if self.axis is not None:
-            values[self.axis.var] = row_tile * i64(self.rows) + i64(row)
-        if self.lanes is not None:
-            values[self.lanes.axis.var] = self._columns.start(column_tile) + i64(vector * self.width) + lane
-        return values
-
-
-def _tiles(stage: Stage, lanes: Lanes | None, cpu: Cpu) -> list[tuple[Stage, Tile]]:
-    """The register tile; what its rows leave over is a second stage with a smaller one."""
-    if lanes is None:
-        return [(stage, Tile(None))]
-    budget = max(1, cpu.vector_registers * cpu.vector_bits * 3 // (4 * 512 * len(stage.writes)))
-    axis = _shared_axis(stage, lanes.axis)
-    most = min(_ROW_VECTORS if axis else 2 * _ROW_VECTORS, lanes.axis.extent // lanes.lanes, budget)
-    vectors = min(range(most, 0, -1), key=lambda n: -(-lanes.axis.extent // (n * lanes.lanes)) * n)
-    limit = min(budget // vectors, axis.extent) if axis else 1
-    if limit <= 1:
-        return [(stage, Tile(lanes, vectors))]
-    rows = max(n for n in range(1, limit + 1) if axis.extent % n == 0)
-    if 2 * rows > limit:
-        return [(stage, Tile(lanes, vectors, axis, rows))]
-    first, second, main, rest = cut(stage, axis, axis.extent - axis.extent % limit)
-    return [(first, Tile(lanes, vectors, main, limit)), (second, Tile(lanes, vectors, rest, rest.extent))]
-
-
-def _shared_axis(stage: Stage, lanes: Axis) -> Axis | None:
-    """A spatial axis along which the vectors that are loaded stay the same."""
-    vectors = [load.indices[0] for e in stage.expressions() for load in loads(e) if load.source not in stage.written]
-    vectors = [index for index in vectors if stride(index, lanes.var) != 0]
-    for axis in reversed(stage.spatial):
-        if axis is not lanes and vectors and all(not uses(index, [axis.var]) for index in vectors):
-            return axis
-    return None
+def _store(write: Write, value: Expr, values: dict) -> None:
+    T.buffer_store(write.buffer, substitute(value, values), [substitute(write.indices[0], values)])
 
 
 def _accumulate(stage: Stage, sums: Sequence[Var], at: Expr, values: dict) -> None:

@@ -1,12 +1,13 @@
 """Loops around flat stages: which axis fills the lanes of a vector, and how the other iterations are shared out.
 
-Lanes     the axis along which memory is contiguous for most operands; its last vector overlaps the one before, so that no
-          iteration needs a mask and none is left over.
+Lanes     the axis along which memory is contiguous for most operands; its last vector overlaps the one before, so that
+          no iteration needs a mask and none is left over.
 Tasks     the outermost loops, fused until there are enough iterations for all threads.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -34,6 +35,7 @@ class Lanes:
 
     @property
     def tiles(self) -> int:
+        """Vectors along the axis."""
         return -(-self.axis.extent // self.lanes)
 
     def start(self, tile: Expr) -> Expr:
@@ -79,7 +81,7 @@ def merge_axes(stage: Stage) -> Stage:
     while merged:
         merged = False
         for group in (stage.spatial, stage.reduced):
-            for outer, inner in zip(group, group[1:], strict=False):
+            for outer, inner in itertools.pairwise(group):
                 if _mergeable(stage, outer, inner):
                     stage, merged = _merge(stage, outer, inner), True
                     break
@@ -119,8 +121,8 @@ def simplify_indices(expr: Expr, axes: Sequence[Axis]) -> Expr:
 
 def access_cost(found: Sequence[Expr], variable: Var) -> float:
     """Cost of one vector along `variable` of every access in `found`."""
-    kinds = {0: _SAME, 1: 1.0}
-    return sum(kinds.get(stride(index, variable), _SCATTERED) for index in found)
+    kinds: dict[int | None, float] = {0: _SAME, 1: 1.0}
+    return sum((kinds.get(stride(index, variable), _SCATTERED) for index in found), 0.0)
 
 
 def waste(extent: int, lanes: int) -> float:
@@ -147,8 +149,8 @@ def nest(extents: Sequence[int], tasks: int) -> Iterator[list[Expr]]:
     """Loops over `extents`, outermost first; yields their indices.
 
     tasks : 0 inside a parallel loop: all serial.  1: one task (a parallel loop of one iteration starts no thread).
-        More: loops are fused from the outermost one until there are so many tasks; the last loop may be cut in pieces, of
-        at least two iterations each, so that iterations that overlap their predecessor share its task.
+        More: loops are fused from the outermost one until there are so many tasks; the last loop may be cut in pieces,
+        of at least two iterations each, so that an iteration that overlaps its predecessor shares its task.
     """
     with ExitStack() as stack:
         serial = lambda extent: stack.enter_context(T.serial(i64(extent))) if extent != 1 else i64(0)  # noqa: E731
@@ -187,7 +189,7 @@ def _digits(number: Expr, extents: Sequence[int]) -> list[Expr]:
 
 
 def lanewise(expr: Expr, variable: Var) -> Expr:
-    """`if_then_else` that depends on the lane, as a Select of both branches whose loads are kept inside their buffers."""
+    """`if_then_else` that depends on the lane as a Select of both branches, with loads kept inside their buffers."""
 
     def safe(node):
         if not isinstance(node, TensorLoad):

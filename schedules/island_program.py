@@ -14,14 +14,14 @@ from .island_stages import Program, Stage, Write, shape_of
 
 @dataclass(frozen=True)
 class Step:
-    """A function's stages, and for each of its inputs the step that computes it, or -1 - the number of a program input."""
+    """A function's stages; for each of its inputs the step that computes it, or -1 - the number of a program input."""
 
     program: Program
     sources: tuple[int, ...]
 
 
 def joined(steps: Sequence[Step], inputs: int) -> Program:
-    """One program of all steps, of which each but the last has one output; the parameters are inputs, then last outputs.
+    """One program of all steps, of which each but the last has one output; parameters are inputs, then last outputs.
 
     Stages must not be shared between steps: read a function anew for every call.
     """

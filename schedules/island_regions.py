@@ -1,12 +1,13 @@
 """Stages that share a parallel loop, so that what passes between them stays in the cache of one core.
 
-    m[i] = max_k x[i, k]                                    for i in parallel(64):
-    e[i, k] = exp(x[i, k] - m[i])            ->                 m = max_k x[i, k]
-    s[i] = sum_k e[i, k]                                        e[k] = exp(x[i, k] - m)     e has 1000 elements, not 64000
-    y[i, k] = e[i, k] / s[i]                                    s = sum_k e[k]
-                                                                y[i, k] = e[k] / s
-A region's loop runs over `Shared` axes: every stage has such an axis, and every buffer that passes between stages is written and read
-at its value.  The innermost axis of the result is cut in chunks instead, so that vectors remain.
+    m[i] = max_k x[i, k]                           for i in parallel(64):
+    e[i, k] = exp(x[i, k] - m[i])        ->            m = max_k x[i, k]
+    s[i] = sum_k e[i, k]                               e[k] = exp(x[i, k] - m)       e has 1000 elements, not 64000
+    y[i, k] = e[i, k] / s[i]                           s = sum_k e[k]
+                                                       y[i, k] = e[k] / s
+
+A region's loop runs over `Shared` axes: every stage has such an axis, and every buffer that passes between stages is
+written and read at its value.  The innermost axis of the result is cut in chunks instead, so that vectors remain.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tvm import tirx
-from tvm.ir import TensorLoad, Var
+from tvm.ir import Var
 
 from .island_expressions import loads
 from .island_stages import Axis, Stage, shape_of
@@ -36,6 +37,7 @@ class Shared:
 
     @property
     def tasks(self) -> int:
+        """Tasks this axis is good for."""
         return max(1, self.extent // self.grain)
 
 
@@ -90,13 +92,19 @@ def _shared(stages: Sequence[Stage], buffers: Sequence[Var], last: Axis) -> Shar
                         axes[number], changed = axis, True
     if len(axes) != len(stages) or len(dims) != len(set(buffers)):
         return None
+    for number, stage in enumerate(stages):  # also what is written and never read: an argmax's maxima
+        for write in stage.writes:
+            at = [d for d, index in enumerate(write.indices) if _is_var(index, axes[number].var)]
+            if write.buffer not in dims and len(at) == 1:
+                dims[write.buffer] = at[0]
     return Shared(last.extent, tuple(axes[i] for i in range(len(stages))), dims)
 
 
 def _accesses(stage: Stage, buffers: Sequence[Var]) -> list[tuple[Var, tuple]]:
     wanted = set(buffers)
-    read = [(load.source, tuple(load.indices)) for e in stage.expressions() for load in loads(e) if load.source in wanted]
-    return read + [(write.buffer, write.indices) for write in stage.writes if write.buffer in wanted]
+    found = [(load.source, tuple(load.indices)) for e in stage.expressions() for load in loads(e)]
+    found += [(write.buffer, write.indices) for write in stage.writes]
+    return [(buffer, indices) for buffer, indices in found if buffer in wanted]
 
 
 def _is_var(index, var: Var) -> bool:
@@ -142,6 +150,11 @@ class Region:
     chunked: Shared | None = None
     chunk: int = 0
 
+    @property
+    def shared(self) -> tuple[Shared, ...]:
+        """All of its axes."""
+        return self.single if self.chunked is None else (*self.single, self.chunked)
+
 
 def choose_region(stages: Sequence[Stage], tasks: int) -> Region:
     """The outermost shared axes that give `tasks` tasks; the innermost one in chunks when they do not."""
@@ -160,8 +173,10 @@ def choose_region(stages: Sequence[Stage], tasks: int) -> Region:
 
 
 def local_buffer(buffer: Var, region: Region, chunk: int) -> Var:
-    """The part of a passed buffer that one task needs."""
+    """The part of a buffer that one task needs; all of it when tasks cannot tell their parts."""
     shape = list(shape_of(buffer))
+    if not all(buffer in shared.dims for shared in region.shared):
+        return buffer
     if region.chunked is not None:
         shape[region.chunked.dims[buffer]] = chunk
     for shared in region.single:
@@ -172,8 +187,3 @@ def local_buffer(buffer: Var, region: Region, chunk: int) -> Var:
 def without_axes(stage: Stage, gone: Sequence[Axis]) -> Stage:
     """The stage inside loops over some of its axes, whose variables stay free."""
     return replace(stage, axes=tuple(axis for axis in stage.axes if axis not in gone))
-
-
-def reads_of(stages: Sequence[Stage], buffer: Var) -> list[TensorLoad]:
-    """All loads of one buffer."""
-    return [load for stage in stages for load in stage.reads() if load.source == buffer]

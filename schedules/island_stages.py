@@ -1,7 +1,8 @@
 """Stages: what a legalised TensorIR function computes, freed from its loops.
 
-TVM's operators become PrimFuncs made of loop nests around one SBlock each.  A `Stage` holds such a block's axes and statements; loops are
-written anew around it.  `read_stages` accepts exactly what TVM's tensor expressions produce and says what it met otherwise.
+TVM's operators become PrimFuncs made of loop nests around one SBlock each.  A `Stage` holds such a block's axes and
+statements; loops are written anew around it.  `read_stages` accepts what TVM's tensor expressions produce and says what
+it met otherwise.
 
     for i, k in grid(8, 49):                         Stage  axes    i (8), k (49, reduced)
         with sblock("sum"):                                 init    s[i] = 0
@@ -59,22 +60,27 @@ class Stage:
 
     @property
     def spatial(self) -> tuple[Axis, ...]:
+        """Axes of the result."""
         return tuple(axis for axis in self.axes if not axis.reduced)
 
     @property
     def reduced(self) -> tuple[Axis, ...]:
+        """Axes that are summed (or whatever the statement does) over."""
         return tuple(axis for axis in self.axes if axis.reduced)
 
     @property
     def is_reduction(self) -> bool:
+        """Whether results are accumulated, if only once."""
         return bool(self.init) or bool(self.reduced)
 
     @property
     def iterations(self) -> int:
+        """How often the statements run."""
         return math.prod(axis.extent for axis in self.axes)
 
     @property
     def written(self) -> tuple[Var, ...]:
+        """Buffers it writes."""
         return tuple(write.buffer for write in self.writes)
 
     def expressions(self) -> list[Expr]:
@@ -175,7 +181,7 @@ def _read_stage(nest) -> Stage:
         raise Unsupported("has statements outside blocks")
     block = nest.block
     name = str(block.name_hint)
-    if block.match_buffers or block.alloc_buffers or not block.iter_vars and extents:
+    if block.match_buffers or block.alloc_buffers or (not block.iter_vars and extents):
         raise Unsupported(f"has explicit loops in '{name}'")
     axes, values = _axes(block, nest.iter_values, extents)
     lets, writes = _read_writes(block.body, name)
@@ -207,7 +213,8 @@ def _axes(block: SBlock, bindings, extents: dict) -> tuple[list[Axis], dict]:
 
 
 def _read_writes(body, name: str) -> tuple[tuple, tuple[Write, ...]]:
-    lets, writes = [], []
+    lets: list[tuple[Var, Expr]] = []
+    writes: list[Write] = []
     for statement in _statements(body):
         if isinstance(statement, tirx.stmt.Bind) and not writes:
             lets.append((statement.var, statement.value))

@@ -1,9 +1,13 @@
 """Float islands: schedules for whatever TVM legalises and this package has no kernel for.
 
-Algorithm   the function's own (`island_stages`), with intermediate results inlined, transcendental functions as polynomials,
-            and conditions that depend on the lane decided by splitting the domain.
+Algorithm   the function's own (`island_stages`), with intermediate results inlined, transcendental functions as
+            polynomials, and conditions that depend on the lane decided by splitting the domain.
 Schedule    stages that can share a parallel loop do (`island_regions`); each is a vector loop (`island_kernels`).
             Work that is not worth a second thread keeps its parallel loop, of one iteration, which starts none.
+
+Evidence    Zen 5, two threads, Nov 2026, us (NumPy in brackets): softmax [1, 1000] 2.0 (4.6), one task; softmax
+            [8, 197, 197] 74 (380); LRN of five channels [1, 96, 27, 27] 13 (158); layer_norm [1, 197, 384] 7 (114);
+            NCHW to NHWC [1, 255, 20, 20] 13 (30); matmul [8, 197, 64] x [8, 64, 197] 103, 386 GFLOP/s (262).
 
 Functions that are not made of plain blocks (sorting, scans, scatter) stay as they are and say so in the attribute
 `tvm_int8.unscheduled`.
@@ -25,7 +29,7 @@ from .island_inline import inline, split_conditions, split_reduction, weight
 from .island_kernels import Emitter
 from .island_loops import merge_axes, nest, simplify_indices
 from .island_math import vectorizable
-from .island_regions import Region, choose_region, groups, local_buffer, passed, reads_of, without_axes
+from .island_regions import Region, choose_region, groups, local_buffer, passed, without_axes
 from .island_stages import Axis, Program, Stage, Unsupported, Write, read_stages, shape_of, simplify
 from .lanes import PARALLEL_ELEMENTS
 from .vector import KernelBuilder
@@ -77,10 +81,10 @@ class _Place:
     def index(self, indices: Sequence[Expr]) -> Expr:
         total = i64(0)
         for dim, (index, step) in enumerate(zip(indices, self.strides, strict=True)):
-            if step and dim in self.origin:
-                index = index - self.origin[dim]
-            if step:
-                total = total + tirx.Cast("int64", index) * i64(step) if str(index.ty.dtype) != "int64" else total + index * i64(step)
+            if not step:
+                continue
+            wide = index if str(index.ty.dtype) == "int64" else tirx.Cast("int64", index)
+            total = total + (wide - self.origin[dim] if dim in self.origin else wide) * i64(step)
         return total
 
 
@@ -141,18 +145,20 @@ class _Island:
             with nest([*extents, 1], self.tasks) as found:
                 self._emit_all(stages, region, rest, _values(region, found), places, i64(chunks * region.chunk))
 
-    def _emit_all(self, stages, region: Region, chunk: int, values: dict, places: dict, begin: Expr | None = None) -> None:
+    def _emit_all(self, stages, region: Region, chunk: int, values, places, begin: Expr | None = None) -> None:
         """The stages one after the other inside a region's loop, with buffers of their own for what they pass on."""
         places = dict(places)
         for buffer in dict.fromkeys([*passed(stages), *(b for s in stages for b in s.written)]):
             if buffer in places:
                 continue
-            local = local_buffer(buffer, region, chunk) if reads_of(stages, buffer) else buffer
-            origin = {} if begin is None else {region.chunked.dims[buffer]: begin}
+            local = local_buffer(buffer, region, chunk)
+            origin = {}
+            if region.chunked is not None and local is not buffer:
+                origin[region.chunked.dims[buffer]] = begin
             places[buffer] = replace(_allocate(local), origin=origin)
         for number, stage in enumerate(stages):
             inner = without_axes(stage, [shared.axes[number] for shared in region.single])
-            if begin is not None:
+            if begin is not None and region.chunked is not None:
                 inner = _chunk(inner, region.chunked.axes[number], chunk, begin)
             self._emit(inner, places, 0, values)
 

@@ -28,7 +28,7 @@ class Resize2dRule(Rule):
         """Resizing in blocks of sixteen."""
         return isinstance(spec, Resize2d) and all(t.block == LANES for t in (*spec.inputs, spec.result))
 
-    def build(self, spec: Spec, constants: Constants, cpu: Cpu, knobs: dict | None = None) -> Kernel:
+    def build(self, spec: Resize2d, constants: Constants, cpu: Cpu, knobs: dict | None = None) -> Kernel:
         """Deliver the kernel; it has no knobs."""
         return _Resize(spec, constants, cpu).kernel()
 

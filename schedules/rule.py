@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -43,8 +44,8 @@ class Rule:
         """Whether this rule can build `spec` for `cpu`."""
         raise NotImplementedError
 
-    def build(self, spec: Spec, constants: Constants, cpu: Cpu, knobs: dict | None = None) -> Kernel:
-        """Deliver the kernel; without `knobs` they come from the CPU model."""
+    def build(self, spec: Any, constants: Constants, cpu: Cpu, knobs: dict | None = None) -> Kernel:
+        """Deliver the kernel of a spec that `applies` accepts; without `knobs` they come from the CPU model."""
         raise NotImplementedError
 
 

@@ -35,7 +35,7 @@ class KernelBuilder:
         self.name = name
         self.func = None
 
-    def __enter__(self) -> "KernelBuilder":
+    def __enter__(self) -> KernelBuilder:
         self._builder = IRBuilder()
         self._builder.__enter__()
         self._frame = T.prim_func(s_tir=True)
@@ -55,7 +55,7 @@ class KernelBuilder:
         buffers = [T.match_buffer(T.arg(name, T.handle()), tuple(map(int, shape)), dtype) for name, shape, dtype in parameters]
         return [
             T.decl_buffer((math.prod(map(int, shape)),), dtype, data=buffer.data)
-            for buffer, (_, shape, dtype) in zip(buffers, parameters)
+            for buffer, (_, shape, dtype) in zip(buffers, parameters, strict=True)
         ]
 
 
@@ -136,10 +136,12 @@ def maximum(a, b):
 
 
 def minimum(a, b):
+    """b when a is NaN, like `minps`; ordinary minimum otherwise."""
     return T.min(a, b)
 
 
 def rint(a, lanes: int = LANES):
+    """Round float32 half to even (`vrndscaleps`)."""
     return intrinsic(f"float32x{lanes}", "llvm.rint", a)
 
 

@@ -28,7 +28,7 @@ class Window2dRule(Rule):
         (data,) = spec.inputs
         return (data.dtype, data.block) == (spec.result.dtype, spec.result.block)
 
-    def build(self, spec: Spec, constants: Constants, cpu: Cpu, knobs: dict | None = None) -> Kernel:
+    def build(self, spec: Window2d, constants: Constants, cpu: Cpu, knobs: dict | None = None) -> Kernel:
         """Deliver the kernel; it has no knobs."""
         with KernelBuilder("window2d") as k:
             source, out = k.arguments(

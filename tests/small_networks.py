@@ -150,18 +150,18 @@ def shuffle() -> onnx.ModelProto:
 def activations() -> onnx.ModelProto:
     """One convolution for each activation."""
     net = Network(x=(1, 5, 7, 9))
-    y = net.add("Sigmoid", net.conv("x", 18))
-    y = net.conv(y, 18)
+    y = net.add("Sigmoid", net.conv("x", 18, 1))
+    y = net.conv(y, 18, 1)
     y = net.add("Mul", y, net.add("Sigmoid", y))
-    y = net.add("HardSwish", net.conv(y, 18))
-    y = net.add("PRelu", net.conv(y, 18), net.weight(net.rng.uniform(0, 0.5, (18, 1, 1)).astype(np.float32)))
-    y = net.add("LeakyRelu", net.conv(y, 18), alpha=0.1)
-    y = net.add("Tanh", net.conv(y, 18))
-    y = net.conv(y, 18)
+    y = net.add("HardSwish", net.conv(y, 18, 1))
+    y = net.add("PRelu", net.conv(y, 18, 1), net.weight(net.rng.uniform(0, 0.5, (18, 1, 1)).astype(np.float32)))
+    y = net.add("LeakyRelu", net.conv(y, 18, 1), alpha=0.1)
+    y = net.add("Tanh", net.conv(y, 18, 1))
+    y = net.conv(y, 18, 1)
     half = net.add("Mul", y, net.weight(np.float32(0.5)))
     erf = net.add("Erf", net.add("Mul", y, net.weight(np.float32(0.5**0.5))))
     y = net.add("Mul", half, net.add("Add", erf, net.weight(np.float32(1))))
-    return net.finish(net.conv(y, 6))
+    return net.finish(net.conv(y, 6, 1))
 
 
 def dense() -> onnx.ModelProto:

@@ -88,9 +88,8 @@ def test_two_compilations_are_equal(model, data, module, x):
 def test_a_saved_table_compiles_to_the_same(model, table, module, x, tmp_path):
     path = tmp_path / "table.json"
     table.save(path)
-    for calibration in (CalibrationTable.load(path), path):
-        again = tvm_int8.compile(model, calibration=calibration)
-        np.testing.assert_array_equal(again(x)[0], module(x)[0])
+    again = tvm_int8.compile(model, calibration=path)
+    np.testing.assert_array_equal(again(x)[0], module(x)[0])
     assert all(row.sqnr_db > 15 for row in again.report if row.precision == "int8")
 
 
@@ -191,8 +190,6 @@ def test_several_inputs_and_outputs_keep_their_order_and_names():
     for name, expected in zip((second, first), run_onnx(model, inputs), strict=True):
         assert found[name].shape == expected.shape
         assert np.abs(found[name] - expected).max() < 0.1 * np.abs(expected).max()
-    by_position = tvm_int8.compile(model, calibration=[tuple(b.values()) for b in batches], progress=False)
-    np.testing.assert_array_equal(by_position.run(inputs)[first], found[first])
 
 
 def test_an_output_may_go_on():
@@ -211,14 +208,14 @@ def dynamic() -> onnx.ModelProto:
     return model
 
 
-def test_input_shapes_fix_what_is_symbolic(data):
+def test_input_shapes_fix_what_is_symbolic(module, data):
     shapes = {"x": (4, 3, 6, 6)}
-    module = tvm_int8.compile(dynamic(), calibration=np.concatenate(data), input_shapes=shapes, progress=False)
+    wide = tvm_int8.compile(dynamic(), calibration=np.concatenate(data), input_shapes=shapes, progress=False)
     batch = np.concatenate(data[:4])
-    assert tuple(module.inputs[0].shape) == batch.shape
-    (found,), single = module(batch), tvm_int8.compile(small(), calibration=np.concatenate(data), progress=False)
+    assert tuple(wide.inputs[0].shape) == batch.shape
+    (found,) = wide(batch)
     assert found.shape == (4, 4)
-    assert np.abs(found[2] - single(data[2])[0][0]).max() < 0.1
+    np.testing.assert_array_equal(found[2], module(data[2])[0][0])
 
 
 def test_integer_inputs_are_taken_as_they_are():

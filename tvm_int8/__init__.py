@@ -28,7 +28,7 @@ check_tvm()
 find_mapped_packages()
 
 if TYPE_CHECKING:
-    from tvm_int8.api import calibrate, compile, quantize, tune
+    from tvm_int8.api import calibrate, compile
     from tvm_int8.config import QuantizationConfig
     from tvm_int8.quantization.calibration_table import CalibrationTable
     from tvm_int8.runtime import CompiledModule, load

@@ -35,7 +35,7 @@ DEFAULT = QuantizationConfig()
 SYNTHETIC_BATCHES = 8
 
 
-def compile(  # noqa: A001 - the name is the public interface
+def compile(
     model: Any,
     target: Any = "native",
     calibration: Any = None,
@@ -82,7 +82,8 @@ def compile(  # noqa: A001 - the name is the public interface
     if num_threads is not None:
         resolved = replace(resolved, cpu=replace(resolved.cpu, threads=num_threads))
     mod = pipeline.canonical_float()(load_model(model, input_shapes))
-    prepared, reference, notes = mod, None, {}
+    prepared, notes = mod, {}
+    reference: tuple[Any, Any] | None = None
     if config is not None and _is_quantized(mod):
         notes["ranges"] = "the model's own QDQ scales"
         if calibration is not None:
@@ -160,14 +161,15 @@ def _is_quantized(mod: tvm.IRModule) -> bool:
 def _input_specs(mod: tvm.IRModule) -> list[InputSpec]:
     function = mod["main"]
     names = [str(name) for name in function.attrs["input_names"]]
-    return [InputSpec(name, shape_of(param), dtype_of(param)) for name, param in zip(names, function.params)]
+    return [InputSpec(name, shape_of(param), dtype_of(param)) for name, param in zip(names, function.params, strict=True)]
 
 
 class _LazyNetwork:
     """Compiles the float network when the first batch arrives, so that bad data is reported at once."""
 
     def __init__(self, mod: tvm.IRModule, names):
-        self.mod, self.names, self.network = mod, names, None
+        self.mod, self.names = mod, names
+        self.network: FloatNetwork | None = None
 
     def __call__(self, batch):
         if self.network is None:
@@ -236,7 +238,7 @@ def _all_vars(mod: tvm.IRModule):
 
 def _scaled_to(table: CalibrationTable, plan, batch, mod: tvm.IRModule):
     """Synthetic inputs stretched over the calibrated range of each input."""
-    names = {str(name): param.name for name, param in zip(mod["main"].attrs["input_names"], mod["main"].params)}
+    names = {str(name): param.name for name, param in zip(mod["main"].attrs["input_names"], mod["main"].params, strict=True)}
     for name, array in batch.items():
         if names[name] in table:
             low, high = table[names[name]].low, table[names[name]].high

@@ -49,8 +49,8 @@ def describe(
     attrs = mod["main"].attrs
     sqnr = sqnr or [None] * len(rows)
     return Metadata(
-        inputs=tuple(_info(name, var) for name, var in zip(attrs["input_names"], flow.params)),
-        outputs=tuple(_info(name, var) for name, var in zip(attrs["output_names"], flow.outputs)),
+        inputs=tuple(_info(name, var) for name, var in zip(attrs["input_names"], flow.params, strict=True)),
+        outputs=tuple(_info(name, var) for name, var in zip(attrs["output_names"], flow.outputs, strict=True)),
         target=str(resolved.tvm_target),
         mcpu=resolved.mcpu,
         cpu_features=tuple(resolved.features),

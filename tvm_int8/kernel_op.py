@@ -58,10 +58,12 @@ def kernel_call(
 
 
 def is_kernel(expr) -> bool:
+    """Whether an expression orders a kernel."""
     return isinstance(expr, relax.Call) and expr.op == OP
 
 
 def spec_of(call: relax.Call) -> Spec:
+    """What a kernel computes."""
     return from_json(str(call.attrs["spec"]))
 
 
@@ -77,6 +79,7 @@ def stored_of(call: relax.Call) -> tuple[float, int] | None:
 
 
 def inputs_of(call: relax.Call) -> list:
+    """The tensors a kernel reads, without its constants."""
     return list(call.args)[: len(call.args) - len(call.attrs["constants"])]
 
 
@@ -84,4 +87,4 @@ def constants_of(call: relax.Call) -> list[tuple[str, np.ndarray]]:
     """(role, array) of a kernel's constants."""
     roles = [str(r) for r in call.attrs["constants"]]
     arrays = list(call.args)[len(call.args) - len(roles) :]
-    return [(role, a.value.numpy() if hasattr(a, "value") else a.data.numpy()) for role, a in zip(roles, arrays)]
+    return [(role, a.value.numpy() if hasattr(a, "value") else a.data.numpy()) for role, a in zip(roles, arrays, strict=True)]

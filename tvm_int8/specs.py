@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 LANES = 16  # channels in one block of the packed layout, int32/float32 lanes of one zmm register
 
@@ -31,10 +32,12 @@ class Tensor:
 
     @property
     def channel_blocks(self) -> int:
+        """Blocks that hold the channels, the last one padded."""
         return -(-self.shape[1] // self.block)
 
     @property
     def physical_shape(self) -> tuple[int, ...]:
+        """The shape in memory."""
         if not self.block:
             return self.shape[: self.rank]
         n, _, h, w = self.shape
@@ -64,6 +67,7 @@ class Program:
 
     @property
     def result(self) -> str:
+        """The slot of the last step."""
         return f"%{len(self.operands) + len(self.steps) - 1}"
 
 
@@ -78,6 +82,7 @@ class Output:
 
     @property
     def clamps(self) -> bool:
+        """Whether there is a bound."""
         return self.low != -math.inf or self.high != math.inf
 
 
@@ -92,6 +97,7 @@ class Spec:
     output: Output
 
     def to_json(self) -> str:
+        """Text that `from_json` reads; equal for equal specs."""
         return json.dumps({"kind": type(self).__name__, **_plain(self)}, sort_keys=True)
 
 
@@ -143,10 +149,12 @@ class Conv2d(Spec):
 
     @property
     def depthwise(self) -> bool:
+        """Whether every output channel reads its own input channel and no other."""
         return not self.transposed and self.groups > 1 and self.groups == self.inputs[0].shape[1] == self.result.shape[1]
 
     @property
     def macs(self) -> int:
+        """Multiply-accumulates of one run."""
         n, c, h, w = self.inputs[0].shape if self.transposed else self.result.shape
         other = (self.result if self.transposed else self.inputs[0]).shape[1]
         return n * c * h * w * (other // self.groups) * self.kernel[0] * self.kernel[1]
@@ -226,7 +234,7 @@ class Window2d(Spec):
 class Kernel:
     """A delivered kernel: the scheduled PrimFunc, how to pack its constants, and what the report says about it."""
 
-    func: object
+    func: Any
     constants: tuple = ()
     name: str = ""
     knobs: dict = field(default_factory=dict)

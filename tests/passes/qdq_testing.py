@@ -61,7 +61,7 @@ def leftovers(mod: tvm.IRModule) -> list[str]:
 
 
 def ordered(mod: tvm.IRModule) -> tvm.IRModule:
-    """The module after OrderKernels; checks that the input was not touched and that it stays as it is in a second run."""
+    """The module after OrderKernels; the input was not touched, and a second run changes nothing."""
     text = mod.script()
     after = OrderKernels()(mod)
     assert mod.script() == text
@@ -77,8 +77,8 @@ def random_inputs(mod: tvm.IRModule, scale: float = 6.0) -> list[np.ndarray]:
 def assert_orders_compute(mod: tvm.IRModule, *steps: float) -> tvm.IRModule:
     """The ordered module computes what the QDQ module means, up to one step of each output.
 
-    A step of at least 1e-3 is an output's scale: TVM rounds halves away from zero and multiplies float32 values, kernels round
-    halves to even and multiply integers, so few elements may differ. A smaller one is the tolerance of a float output.
+    For integers a step is the output's scale: TVM rounds halves away from zero and multiplies float32 values, kernels
+    round halves to even and multiply integers, so few elements may differ. For floats it is the tolerance.
     """
     after, inputs = ordered(mod), random_inputs(mod)
     for expected, actual, step in zip(run(mod, *inputs), run_network(after, *inputs), steps, strict=True):

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from tvm_int8.passes.epilogue_expression import ACC, apply, channel, linearize, number, split_bias, split_clamp, tensor, with_output
+from tvm_int8.passes.epilogue_expression import (
+    ACC,
+    apply,
+    channel,
+    linearize,
+    number,
+    split_bias,
+    split_clamp,
+    tensor,
+    with_output,
+)
 from tvm_int8.quantization import arithmetic
 from tvm_int8.specs import Operand
 

@@ -111,8 +111,8 @@ def test_pooling(pool):
 @pytest.mark.parametrize("method", ["nearest_neighbor", "linear"])
 def test_resize(method):
     def compute(emit, x):
-        return emit(op.image.resize2d(x, (12, 14), layout="NCHW", method=method, coordinate_transformation_mode="asymmetric",
-                                      rounding_method="floor"))  # fmt: skip
+        modes = {"coordinate_transformation_mode": "asymmetric", "rounding_method": "floor"}
+        return emit(op.image.resize2d(x, (12, 14), layout="NCHW", method=method, **modes))
 
     spec = only(integer(compute), Resize2d)
     assert (len(spec.rows), len(spec.cols)) == (12, 14)

@@ -10,6 +10,8 @@ either side.  Transcendental functions are polynomials in those same steps (Ceph
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 F32 = np.float32
@@ -77,7 +79,7 @@ def erf(x) -> np.ndarray:
 
 
 #: The steps a `Program` may use: name -> NumPy function over float32 arrays.
-STEPS = {
+STEPS: dict[str, Callable] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,

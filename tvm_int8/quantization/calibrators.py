@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+import numpy as np
+
 from tvm_int8.errors import ConfigError
 from tvm_int8.quantization.observers import HistogramObserver, MinMaxObserver
 
@@ -99,3 +101,37 @@ class PercentileCalibrator(Calibrator[HistogramObserver]):
         """Return the two quantiles, each within one histogram bin."""
         tail = (1.0 - self.config.percentile / 100.0) / 2.0
         return observer.quantile(tail), observer.quantile(1.0 - tail)
+
+
+@register_calibrator("mse")
+class MseCalibrator(Calibrator[HistogramObserver]):
+    """The range with the least mean squared error: what clipping costs against what a smaller step gains.
+
+    Both ends are searched on a grid of shares of the observed extremes, on the histogram. A value within the range costs
+    a twelfth of the squared step, but never more than its own square, because zero is exact; a clipped value costs its
+    squared distance to the range. The trade-off is that of ACIQ (Banner et al., *Post training 4-bit quantization of
+    convolutional networks for rapid-deployment*, 2019, arXiv:1810.05723), on what was observed, not on a fitted density.
+    """
+
+    observer_class = HistogramObserver
+    shares = np.concatenate([[1.0], np.arange(0.98, 0.5, -0.02), np.arange(0.5, 0.04, -0.05)])
+
+    def choose_range(self, observer: HistogramObserver) -> tuple[float, float]:
+        """Return the best pair of ends; the observed extremes where nothing beats them."""
+        seen = observer.histogram()
+        counts = np.asarray(seen.counts, np.float64)
+        values = ((seen.first + np.arange(len(counts)) + 0.5) * seen.width)[counts > 0].clip(observer.low, observer.high)
+        counts = counts[counts > 0]
+        lows = np.unique(self.shares * min(observer.low, 0.0))
+        highs = np.unique(self.shares * max(observer.high, 0.0))
+        below = np.array([(counts * np.minimum(values - low, 0.0) ** 2).sum() for low in lows])
+        above = np.array([(counts * np.maximum(values - high, 0.0) ** 2).sum() for high in highs])
+        order = np.argsort(values**2)
+        squares, ordered = (values**2)[order], counts[order]
+        zeroed = np.concatenate([[0.0], np.cumsum(squares * ordered)])  # error of the values that become zero
+        rounded = counts.sum() - np.concatenate([[0.0], np.cumsum(ordered)])  # how many do not
+        variance = ((highs[None, :] - lows[:, None]) / 255) ** 2 / 12
+        index = np.searchsorted(squares, variance)
+        error = below[:, None] + above[None, :] + zeroed[index] + rounded[index] * variance
+        best_low, best_high = np.unravel_index(int(error.argmin()), error.shape)
+        return float(lows[best_low]), float(highs[best_high])

@@ -20,8 +20,8 @@ from tvm_int8.passes.groups import Group
 from tvm_int8.passes.quantization_plan import QuantizationPlan
 from tvm_int8.quantization.calibration_table import CalibrationTable, TensorRange
 
-EXPONENTS = ((0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (0.5, 0.25), (0.5, 0.5))  # (a, b); the first changes nothing
-SMALLEST = 1e-3  # no factor is further than this from the largest
+EXPONENTS = ((0.0, 0.0), (0.5, 0.0), (0.5, 0.25), (0.5, 0.5))  # (a, b); the first changes nothing
+SMALLEST = 0.1  # relative to the largest factor: a channel that was quiet so far keeps room to be louder
 WORTHWHILE = 0.8  # predicted noise, relative to none, above which a tensor is left as it is
 
 
@@ -58,22 +58,21 @@ def choose_factors(seen: TensorRange, readers: list[np.ndarray]) -> np.ndarray |
     readers : list of ndarray [C, outputs, taps]
         Weights of every convolution that reads the tensor, by input channel; `outputs` is 1 for depthwise ones.
     """
+    assert seen.channels is not None
     magnitude = np.maximum(-np.minimum(seen.channels.low, 0.0), np.maximum(seen.channels.high, 0.0))
     largest = np.max([np.abs(w).max((1, 2)) for w in readers], axis=0).astype(np.float64)
     alive = (magnitude > 0) & (largest > 0)
     if alive.sum() < 2:
         return None
-    best, plain = None, None
+    candidates = []
     for a, b in EXPONENTS:
         factor = np.ones(len(magnitude))
         factor[alive] = magnitude[alive] ** a / largest[alive] ** b
         factor[alive] /= factor[alive].max()
         factor = np.maximum(factor, SMALLEST)
-        noise = predicted_noise(seen, factor, readers)
-        plain = noise if plain is None else plain
-        if best is None or noise < best[0]:
-            best = (noise, factor)
-    return best[1] if best[0] < WORTHWHILE * plain else None
+        candidates.append((predicted_noise(seen, factor, readers), factor))
+    noise, factor = min(candidates, key=lambda candidate: candidate[0])
+    return factor if noise < WORTHWHILE * candidates[0][0] else None
 
 
 def predicted_noise(seen: TensorRange, factor: np.ndarray, readers: list[np.ndarray]) -> float:
@@ -81,6 +80,7 @@ def predicted_noise(seen: TensorRange, factor: np.ndarray, readers: list[np.ndar
 
     Rounding never costs more than the value itself: what is far below half a step becomes zero, and zeros stay exact.
     """
+    assert seen.channels is not None
     divided = seen.divided(factor)
     step = (max(divided.high, 0.0) - min(divided.low, 0.0)) / 255
     power = np.asarray(seen.channels.mean_square, np.float32)
