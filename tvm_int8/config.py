@@ -22,8 +22,8 @@ class QuantizationConfig:
     Parameters
     ----------
     method : str
-        How a tensor's range is made from calibration data: ``"minmax"``, ``"percentile"``, or another registered
-        calibrator.
+        How a tensor's range is made from calibration data: ``"mse"`` (least squared error), ``"minmax"``,
+        ``"percentile"``, or another registered calibrator.
     percentile : float
         Share of a tensor's values, in per cent, that its range keeps; above 50, at most 100. For ``"percentile"``.
     exclude : sequence of str
@@ -52,7 +52,7 @@ class QuantizationConfig:
     True
     """
 
-    method: str = "minmax"
+    method: str = "mse"
     percentile: float = 99.99
     exclude: tuple[str, ...] = ()
     per_channel_weights: bool = True

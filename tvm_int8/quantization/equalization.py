@@ -21,8 +21,8 @@ from tvm_int8.passes.quantization_plan import QuantizationPlan
 from tvm_int8.quantization.calibration_table import CalibrationTable, TensorRange
 
 EXPONENTS = ((0.0, 0.0), (0.5, 0.0), (0.5, 0.25), (0.5, 0.5))  # (a, b); the first changes nothing
-SMALLEST = 0.1  # relative to the largest factor: a channel that was quiet so far keeps room to be louder
-WORTHWHILE = 0.8  # predicted noise, relative to none, above which a tensor is left as it is
+SMALLEST = 0.05  # relative to the largest factor: a channel that was quiet so far keeps room to be louder
+WORTHWHILE = 0.5  # predicted noise, relative to none, above which a tensor is left as it is: predictions are rough
 
 
 @dataclass(frozen=True)
