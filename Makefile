@@ -30,12 +30,14 @@ test-quick: $(VENV)/.installed-test
 	@$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 # mypy reads the package as it is installed, with passes/ and schedules/ inside it: a tree of links says so.
-LINKED := build/typecheck/tvm_int8
+CHECKED := build/typecheck
+LINKED  := $(CHECKED)/tvm_int8
 lint: $(VENV)/.installed-lint
 	@$(BIN)/ruff check --quiet --output-format concise . && echo "ruff: clean"
-	@rm -rf $(LINKED) && mkdir -p $(LINKED)
+	@rm -rf $(CHECKED) && mkdir -p $(LINKED)
 	@ln -s $(CURDIR)/tvm_int8/*.py $(CURDIR)/tvm_int8/*/ $(CURDIR)/passes $(CURDIR)/schedules $(LINKED)
-	@cd build/typecheck && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p tvm_int8
+	@ln -s $(CURDIR)/benchmarks $(CURDIR)/examples $(CHECKED)
+	@cd $(CHECKED) && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p tvm_int8 -p benchmarks -p examples
 
 bench: $(VENV)/.installed-peers
 	@$(BIN)/python -m benchmarks.compare $(BENCH_ARGS)

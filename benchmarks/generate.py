@@ -76,7 +76,7 @@ class GraphBuilder:
         return self._batch_norm(y, f"{name}/bn", 0.5 if branch else 1.0)
 
     def _batch_norm(self, x: Tensor, name: str, share: float, epsilon: float = 1e-5) -> Tensor:
-        channels = x.value.shape[1]
+        channels = int(x.value.shape[1])
         mean, variance = x.value.mean((0, 2, 3)), np.maximum(x.value.var((0, 2, 3)), 1e-6)
         scale = (share * self.rng.uniform(0.5, 1.5, channels)).astype(np.float32)
         # Positive on average: with zero-mean inputs to every ReLU a deep random network amplifies rounding errors.

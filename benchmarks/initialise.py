@@ -155,7 +155,8 @@ class _Sweep:
         return name
 
     def _evaluate(self, node: onnx.NodeProto, values: dict[str, list[np.ndarray]], count: int) -> list[np.ndarray]:
-        constants = {name: self.params.get(name, self.fixed.get(name)) for name in node.input if name not in values}
+        known = {**self.fixed, **self.params}
+        constants = {name: known[name] for name in node.input if name not in values}
         kinds = {name: helper.np_dtype_to_tensor_dtype(value.dtype) for name, value in constants.items()}
         arguments = [
             helper.make_tensor_value_info(name, kinds.get(name, onnx.TensorProto.FLOAT), None)

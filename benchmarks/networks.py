@@ -64,9 +64,10 @@ def _with_synthetic_inputs(name: str, model: onnx.ModelProto) -> Network:
     batch, *shape = next(iter(shapes.values()))
     if len(shape) != 3:
         raise SystemExit(f"{name}: its input has {len(shape) + 1} dimensions, expected 4 (NCHW)")
+    channels, height, width = shape
 
     def inputs(count: int, seed: int) -> list[np.ndarray]:
-        drawn = images.synthetic_images(count * batch, tuple(shape), seed)
+        drawn = images.synthetic_images(count * batch, (channels, height, width), seed)
         return [np.concatenate(drawn[i * batch : (i + 1) * batch]) for i in range(count)]
 
     return Network(name, model, inputs)

@@ -31,7 +31,7 @@ def conv2d(x: np.ndarray, weight: np.ndarray, stride: int, pad: int, groups: int
     if groups not in (1, x.shape[1]):
         raise ValueError(f"groups is {groups}, expected 1 or the number of channels, {x.shape[1]}")
     taps = _windows(x, weight.shape[2:], stride, pad, fill=0.0)
-    total = 0
+    total = np.zeros((), x.dtype)
     for (kh, kw), window in taps:
         tap = weight[:, :, kh, kw]
         if groups == 1:
@@ -44,9 +44,10 @@ def conv2d(x: np.ndarray, weight: np.ndarray, stride: int, pad: int, groups: int
 
 def max_pool2d(x: np.ndarray, kernel: int, stride: int, pad: int) -> np.ndarray:
     """Max pooling over square windows: float32 [N, C, H, W] to [N, C, H', W']."""
-    result = None
-    for _, window in _windows(x, (kernel, kernel), stride, pad, fill=-np.inf):
-        result = window.copy() if result is None else np.maximum(result, window, out=result)
+    windows = (window for _, window in _windows(x, (kernel, kernel), stride, pad, fill=-np.inf))
+    result = next(windows).copy()
+    for window in windows:
+        np.maximum(result, window, out=result)
     return result
 
 

@@ -108,7 +108,9 @@ def demo_digits(directory: Path) -> None:
 
 def slowest(profile: Any, count: int = 5) -> Table:
     """The kernel calls that took longest."""
-    table = columns(f"The {count} slowest of its {len(profile.rows)} INT8 kernel calls", ["layer", "us", "GMAC/s", "share"])
+    table = columns(
+        f"The {count} slowest of its {len(profile.rows)} INT8 kernel calls", ["layer", "us", "GMAC/s", "share"]
+    )
     for row in sorted(profile.rows, key=lambda row: -row.us)[:count]:
         table.add_row(row.layer, f"{row.us:.0f}", f"{row.gmacs_per_s:.0f}", f"{row.share:.1%}")
     return table

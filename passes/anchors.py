@@ -163,7 +163,14 @@ def gather_channels(group, sources, table) -> relax.Call:
 
 def _gather(group, table, output, scales, zero_points) -> relax.Call:
     spec = ChannelGather(
-        group.name, tuple(group.tensors), group.result(output), RAW, output, source=table, scales=scales, zero_points=zero_points
+        group.name,
+        tuple(group.tensors),
+        group.result(output),
+        RAW,
+        output,
+        source=table,
+        scales=scales,
+        zero_points=zero_points,
     )
     return group.order(spec, group.inputs, [])
 
@@ -211,12 +218,18 @@ def pad(group) -> relax.Call:
     if any(widths[2:4]):
         copied = tuple((0, c) for c in range(shape_of(call.args[0])[1]))
         return gather_channels(group, [call.args[0]], (NOTHING,) * widths[2] + copied + (NOTHING,) * widths[3])
-    return _window(group, call.args[0], start=(-widths[4], -widths[6]), step=(1, 1), real_pad=float(call.attrs.pad_value))
+    return _window(
+        group, call.args[0], start=(-widths[4], -widths[6]), step=(1, 1), real_pad=float(call.attrs.pad_value)
+    )
 
 
 def _window(group, source, start, step, real_pad: float):
     quantized, store = dequantized(group.flow, source), group.group.quantize
-    same = quantized is not None and store is not None and quantization_of(store.value) == (quantized.scale, quantized.zero_point)
+    same = (
+        quantized is not None
+        and store is not None
+        and quantization_of(store.value) == (quantized.scale, quantized.zero_point)
+    )
     if same and quantized.dtype == dtype_of(store.value):
         dtype, info = quantized.dtype, np.iinfo(quantized.dtype)
         value = float(np.clip(np.rint(real_pad / quantized.scale) + quantized.zero_point, info.min, info.max))
@@ -225,7 +238,9 @@ def _window(group, source, start, step, real_pad: float):
         dtype, value = dtype_of(group.exit), real_pad
         group.add_input(source, dtype, shape_of(source))
     result = Tensor(logical_shape(group.shape), dtype, 0)
-    spec = Window2d(group.name, tuple(group.tensors), result, RAW, _raw_output(dtype), start=start, step=step, pad_value=value)
+    spec = Window2d(
+        group.name, tuple(group.tensors), result, RAW, _raw_output(dtype), start=start, step=step, pad_value=value
+    )
     moved = group.order(spec, group.inputs, [])
     return moved if same else _quantized_after(group, moved)
 

@@ -4,11 +4,12 @@
     kernel -> softmax (an island)              ->   kernel -> unpack -> softmax[N, C]
     quantize(image[N, 3, H, W]) -> conv2d      ->   quantize and pack to [N, 1, H, W, 4] in one kernel -> conv2d
 
-Kernels hold NCHW16c (images of up to four channels NHW4c), model inputs, outputs and islands plain NCHW.  Element-wise kernels change
-the layout on the way where they stand between the two, so a conversion of its own is rare.
+Kernels hold NCHW16c (images of up to four channels NHW4c), model inputs, outputs and islands plain NCHW.  Element-wise
+kernels change the layout on the way where they stand between the two, so a conversion of its own is rare.
 
 Requires   OrderKernels.
-Ensures    the shapes of kernel orders are physical; reshapes that only add or drop dimensions of size one have disappeared.
+Ensures    the shapes of kernel orders are physical; reshapes that only add or drop dimensions of size one have
+           disappeared.
 """
 
 from __future__ import annotations
@@ -192,5 +193,3 @@ def unpack(array: np.ndarray, shape: tuple[int, int, int, int]) -> np.ndarray:
     block = array.size // math.prod((n, h, w))
     lanes = array.shape[-1]
     return array.reshape(n, block // lanes, h, w, lanes).transpose(0, 1, 4, 2, 3).reshape(n, -1, h, w)[:, :c]
-
-

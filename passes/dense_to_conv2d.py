@@ -1,10 +1,11 @@
 """DenseToConv2d: a dense layer is a convolution whose kernel covers the whole map.
 
-    matmul(x[N, K], w[K, M])                              ->  reshape(conv2d(reshape(x, [N, K, 1, 1]), w^T[M, K, 1, 1]), [N, M])
+    matmul(x[N, K], w[K, M])  ->  reshape(conv2d(reshape(x, [N, K, 1, 1]), w^T[M, K, 1, 1]), [N, M])
     matmul(reshape(x[N, C, H, W], [N, C*H*W]), w[K, M])   ->  reshape(conv2d(x, w^T[M, C, H, W]), [N, M])
 
 Requires   constant weights, or a dequantize of a constant (imported QDQ models).
-Ensures    no matmul of an activation [N, K] with a constant [K, M] is left; flattening needs no copy in the packed layout.
+Ensures    no matmul of an activation [N, K] with a constant [K, M] is left; flattening needs no copy in the packed
+           layout.
 Not handled   matmul of higher rank, or of two activations: islands.
 """
 

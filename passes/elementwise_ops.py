@@ -11,8 +11,8 @@ from .expressions import Expr, const_value, op_name, shape_of
 
 BINARY = {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "div", "maximum": "max", "minimum": "min"}
 UNARY = {
-    "sigmoid": "sigmoid", "tanh": "tanh", "exp": "exp", "sqrt": "sqrt", "abs": "abs", "erf": "erf", "floor": "floor", "ceil": "ceil",
-    "round": "round", "negative": "neg",
+    "sigmoid": "sigmoid", "tanh": "tanh", "exp": "exp", "sqrt": "sqrt", "abs": "abs", "erf": "erf", "floor": "floor",
+    "ceil": "ceil", "round": "round", "negative": "neg",
 }  # fmt: skip
 
 
@@ -54,13 +54,13 @@ def _rsqrt(x: Node, _call) -> Node:
 
 
 SPECIAL = {
-    "nn.relu": _relu, "clip": _clip, "nn.leakyrelu": _leaky_relu, "nn.silu": _silu, "nn.gelu": _gelu, "nn.gelu_tanh": _gelu_tanh,
-    "square": _square, "rsqrt": _rsqrt,
+    "nn.relu": _relu, "clip": _clip, "nn.leakyrelu": _leaky_relu, "nn.silu": _silu, "nn.gelu": _gelu,
+    "nn.gelu_tanh": _gelu_tanh, "square": _square, "rsqrt": _rsqrt,
 }  # fmt: skip
 
 
 def constant_node(array: np.ndarray, shape: tuple[int, ...]) -> Node | None:
-    """A constant operand of an element-wise operator with result `shape`: a number or per channel (axis 1), else None."""
+    """A constant operand of an operator with result `shape`, as a number or per channel (axis 1), else None."""
     if array.size == 1:
         return number(float(array.reshape(-1)[0]))
     aligned = (1,) * (len(shape) - array.ndim) + array.shape
@@ -79,12 +79,14 @@ def is_elementwise(call: Expr) -> bool:
         return slope is not None and int(call.attrs.axis) == 1
     if name == "power":
         exponent = const_value(call.args[1])
-        return exponent is not None and exponent.size == 1 and float(exponent.reshape(-1)[0]) in (0.5, 1.0, 2.0, 3.0, -1.0)
+        return (
+            exponent is not None and exponent.size == 1 and float(exponent.reshape(-1)[0]) in (0.5, 1.0, 2.0, 3.0, -1.0)
+        )
     return False
 
 
 def data_operands(call: Expr) -> list[Expr]:
-    """The operands that are activations or constants of activation shape; attributes given as arguments are left out."""
+    """The operands that are activations or constants of their shape; attributes given as arguments are left out."""
     name = op_name(call)
     return list(call.args[:2]) if name in BINARY else [call.args[0]]
 

@@ -1,8 +1,8 @@
 """The algebra of epilogues: element-wise float expressions, simplified symbolically and turned into a `Program`.
 
-Leaves are the kernel's accumulator, tensors in memory (an integer one counts as float32(q - zero_point)), per-channel constants
-and numbers.  Constants are folded in float64.  Pushing the output's 1 / scale down to the leaves makes `conv + add + relu`
-cost two fused multiply-adds; a trailing clamp becomes the bounds of the store.
+Leaves are the kernel's accumulator, tensors in memory (an integer one counts as float32(q - zero_point)), per-channel
+constants and numbers.  Constants are folded in float64.  Pushing the output's 1 / scale down to the leaves makes `conv
++ add + relu` cost two fused multiply-adds; a trailing clamp becomes the bounds of the store.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def scaled(root: Node, factor: float) -> Node:
 
 
 def split_bias(root: Node) -> tuple[Node, Node | None, Node | None]:
-    """Take `acc * scale + bias` apart: (root with the bias removed, scale, bias); (root, None, None) where there is none.
+    """Take `acc * scale + bias` apart: (root without the bias, scale, bias); (root, None, None) where there is none.
 
     Only when the accumulator has no other use; the bias then becomes the accumulators' initial value.
     """

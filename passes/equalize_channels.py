@@ -1,13 +1,15 @@
-"""EqualizeChannels: move scale between a tensor's channels and the weights on either side, so that one step size fits all channels.
+"""EqualizeChannels: move scale between a tensor's channels and the weights around it, so that one step size fits all.
 
-    conv(w, b) -> relu -> conv(v)      ->      conv(w / s, b / s) -> relu -> conv(v * s)          s > 0, per channel of the tensor between
+    conv(w, b) -> relu -> conv(v)      ->      conv(w / s, b / s) -> relu -> conv(v * s)
 
-Requires   a canonical float module and factors for tensors that `equalizable` names: made by a convolution or a per-channel multiply with
-           a positively homogeneous epilogue, and read by convolutions only.
+    with s > 0 per channel of the tensor between
+
+Requires   a canonical float module and factors for tensors that `equalizable` names: made by a convolution or a
+           per-channel multiply with a positively homogeneous epilogue, and read by convolutions only.
 Ensures    the same function in exact arithmetic; the tensor's channel c is divided by s[c].
 Not handled   tensors that a residual addition, a concat or an output reads.
-Method     cross-layer equalisation: Nagel et al. 2019 (arXiv:1906.04721), section 4.1; the factors come from observed activations
-           (`tvm_int8.quantization.equalization`) rather than from weights alone.
+Method     cross-layer equalisation: Nagel et al. 2019 (arXiv:1906.04721), section 4.1; the factors come from observed
+           activations (`tvm_int8.quantization.equalization`) rather than from weights alone.
 """
 
 from __future__ import annotations
@@ -37,7 +39,11 @@ def equalizable(flow: Dataflow, group: Group) -> bool:
 def _producer(flow: Dataflow, group: Group) -> bool:
     if group.anchor is None:
         first = group.bindings[0].value
-        return op_name(first) == "multiply" and const_value(first.args[1]) is not None and len(group.external_inputs()) <= 8
+        return (
+            op_name(first) == "multiply"
+            and const_value(first.args[1]) is not None
+            and len(group.external_inputs()) <= 8
+        )
     call = group.anchor.value
     plain = op_name(call) == "nn.conv2d" or (op_name(call) == "nn.conv2d_transpose" and int(call.attrs.groups) == 1)
     return plain and const_value(call.args[1]) is not None
@@ -97,7 +103,9 @@ class EqualizeChannels:
 
 
 def _with_weight(call: relax.Call, weight: np.ndarray) -> relax.Call:
-    return relax.Call(call.op, [call.args[0], constant(weight.astype(np.float32)), *call.args[2:]], call.attrs, call.ty_args)
+    return relax.Call(
+        call.op, [call.args[0], constant(weight.astype(np.float32)), *call.args[2:]], call.attrs, call.ty_args
+    )
 
 
 def _scale_inputs(call: relax.Call, factor: np.ndarray) -> np.ndarray:

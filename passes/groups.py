@@ -3,9 +3,9 @@
     conv2d -> add(bias) -> add(residual) -> relu -> quantize      one group, exit = the quantize
     conv2d -> sigmoid, multiply(both) -> quantize                 one group: the region between has a single exit
 
-A group is grown from its anchor: as long as everything that leaves the region can be absorbed and again leaves through a single
-variable, the region grows.  Quantisation uses the same groups on the float graph to see which tensors will exist in memory,
-so that what it quantises is what the kernels store.
+A group is grown from its anchor: as long as everything that leaves the region can be absorbed and again leaves through
+a single variable, the region grows.  Quantisation uses the same groups on the float graph to see which tensors will
+exist in memory, so that what it quantises is what the kernels store.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def is_view(call: Expr) -> bool:
 
 def is_packable(expr: Expr) -> bool:
     """Whether kernels can hold this tensor."""
-    return isinstance(expr.ty, relax.TensorType) and logical_shape(shape_of(expr)) is not None and 0 not in shape_of(expr)
+    return (
+        isinstance(expr.ty, relax.TensorType) and logical_shape(shape_of(expr)) is not None and 0 not in shape_of(expr)
+    )
 
 
 def _broadcast_fits(operand: Expr, shape: tuple[int, ...]) -> bool:
@@ -105,7 +107,7 @@ def fusable(binding: relax.VarBinding) -> bool:
 
 
 def is_anchor(binding: relax.VarBinding, flow: Dataflow) -> bool:
-    """Whether a kernel starts here: the operator is one, and a kernel exists for this very call (layouts, axes, modes)."""
+    """Whether a kernel starts here: the operator is one, and a kernel exists for this call (layouts, axes, modes)."""
     call, name = binding.value, op_name(binding.value)
     if name not in (*WITH_EPILOGUE, *CHANNEL_MOVERS) or not is_packable(call):
         return False
@@ -128,7 +130,9 @@ def _has_constant_weight(call: Expr, flow: Dataflow) -> bool:
 
 def _mover_supported(call: Expr, name: str) -> bool:
     if name in ("nn.max_pool2d", "nn.avg_pool2d"):
-        return str(call.attrs.layout) == "NCHW" and (name == "nn.max_pool2d" or all(int(d) == 1 for d in call.attrs.dilation))
+        return str(call.attrs.layout) == "NCHW" and (
+            name == "nn.max_pool2d" or all(int(d) == 1 for d in call.attrs.dilation)
+        )
     if name == "nn.adaptive_avg_pool2d":
         return shape_of(call)[2:] == (1, 1)
     if name == "image.resize2d":
@@ -140,7 +144,13 @@ def _mover_supported(call: Expr, name: str) -> bool:
         return len(shape_of(call)) == 4 and is_packable(call.args[0]) and slice_ranges(call) is not None
     if name == "take":
         order = const_value(call.args[1])
-        return len(shape_of(call)) == 4 and int(call.attrs.axis) == 1 and order is not None and order.ndim == 1 and is_packable(call.args[0])
+        return (
+            len(shape_of(call)) == 4
+            and int(call.attrs.axis) == 1
+            and order is not None
+            and order.ndim == 1
+            and is_packable(call.args[0])
+        )
     if name == "nn.pad":
         widths = [int(w) for w in call.attrs.pad_width]
         if len(shape_of(call)) != 4 or str(call.attrs.pad_mode) != "constant" or min(widths) < 0 or any(widths[:2]):
@@ -151,7 +161,9 @@ def _mover_supported(call: Expr, name: str) -> bool:
 
 def slice_ranges(call: Expr) -> dict[int, tuple[int, int]] | None:
     """axis -> (begin, step) of a strided_slice of a 4-D tensor; None when it is not one this module understands."""
-    axes, begin, _, *rest = (tuple(int(field.value) for field in arg.fields) for arg in call.args[1:] if isinstance(arg, relax.Tuple))
+    axes, begin, _, *rest = (
+        tuple(int(field.value) for field in arg.fields) for arg in call.args[1:] if isinstance(arg, relax.Tuple)
+    )
     steps = rest[0] if rest else (1,) * len(axes)
     source, target = shape_of(call.args[0]), shape_of(call)
     ranges = {}
@@ -201,7 +213,11 @@ def _grow(group: Group, flow: Dataflow, taken: set[Var], position: dict) -> None
                 break
             users = [user for var in leaving for user in flow.consumers[var] if user.var not in region]
             user = min(users, key=lambda b: position[b.var])
-            if user.var in taken or not (fusable(user) or is_view(user.value)) or logical_shape(shape_of(user.value)) != shape:
+            if (
+                user.var in taken
+                or not (fusable(user) or is_view(user.value))
+                or logical_shape(shape_of(user.value)) != shape
+            ):
                 break
             region.add(user.var)
             added.append(user)

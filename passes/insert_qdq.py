@@ -3,8 +3,9 @@
     conv2d(x, w)   ->   conv2d(dequantize(quantize(x)), dequantize(w_int8))
 
 Requires   a canonical float module (after DenseToConv2d), and a range for every point of the plan.
-Ensures    activations uint8 per tensor (asymmetric), weights int8 symmetric, per output channel unless configured otherwise; biases
-           stay float32 (their integers follow from the scales); tensors that only move keep the scale they had.
+Ensures    activations uint8 per tensor (asymmetric), weights int8 symmetric, per output channel unless configured
+           otherwise; biases stay float32 (their integers follow from the scales); tensors that only move keep the
+           scale they had.
 Method     Krishnamoorthi 2018 (arXiv:1806.08342); QDQ as in ONNX Runtime and TensorRT.
 """
 
@@ -40,7 +41,9 @@ class InsertQdq:
         def pair(var: Var, new: Rebuilder) -> None:
             scale, zero_point = self.table.scale_zero_point(plan.origin(var).name, self.config.activation_dtype)
             arguments = constant(np.asarray(scale, np.float32)), constant(np.asarray(zero_point, np.uint8))
-            quantized = relax.op.quantize(new.translate(var), *arguments, axis=-1, out_dtype=self.config.activation_dtype)
+            quantized = relax.op.quantize(
+                new.translate(var), *arguments, axis=-1, out_dtype=self.config.activation_dtype
+            )
             stored = new.emit(quantized, f"{var.name}_quantized")
             new.redirect(var, new.emit(relax.op.dequantize(stored, *arguments, axis=-1), f"{var.name}_dequantized"))
             done.add(var)
@@ -63,7 +66,10 @@ class InsertQdq:
         per_channel = self.config.per_channel_weights
         quantized, scale = quantize_weight(weight, axis if per_channel else None, name)
         dequantized = relax.op.dequantize(
-            constant(quantized), constant(scale), constant(np.zeros(scale.shape, np.int8)), axis=axis if per_channel else -1
+            constant(quantized),
+            constant(scale),
+            constant(np.zeros(scale.shape, np.int8)),
+            axis=axis if per_channel else -1,
         )
         integer = new.emit(dequantized, f"{name}_weight")
         call = relax.Call(call.op, [call.args[0], integer, *call.args[2:]], call.attrs, call.ty_args)
@@ -77,7 +83,8 @@ class InsertQdq:
 def expected_error(call: relax.Call, error: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """What rounded weights add to a convolution's outputs on average, E[error * x], as float32 [1, O, 1, 1].
 
-    Empirical bias correction: Nagel et al. 2019 (arXiv:1906.04721), section 4.2; borders, where taps see padding, are neglected.
+    Empirical bias correction: Nagel et al. 2019 (arXiv:1906.04721), section 4.2; borders, where taps see padding, are
+    neglected.
     """
     groups = int(call.attrs.groups)
     if op_name(call) == "nn.conv2d_transpose":

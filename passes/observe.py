@@ -2,8 +2,8 @@
 
     main(x) -> y     becomes     main(x) -> (y..., point_1, point_2, ...)
 
-Ensures    the observed tensors are the ones that kernels of the quantised network will store, so the fused float kernels
-           deliver them as they are.
+Ensures    the observed tensors are the ones that kernels of the quantised network will store, so the fused float
+           kernels deliver them as they are.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Observe:
                 swap[var] = relax.Var(var.name, var.ty)
         builder = relax.BlockBuilder()
         bindings = [
-            relax.VarBinding(swap.get(b.var, b.var), builder.normalize(substitute(b.value, swap))) for b in flow.bindings
+            relax.VarBinding(swap.get(b.var, b.var), builder.normalize(substitute(b.value, swap)))
+            for b in flow.bindings
         ]
         body = relax.Tuple([swap.get(var, var) for var in wanted])
         seq = builder.normalize(relax.SeqExpr([relax.DataflowBlock(bindings)], body))

@@ -6,10 +6,10 @@
     float conv2d -> add -> relu   ->  tvm_int8.kernel(x, w, bias; Conv2d spec)                   float32
 
 Requires   DenseToConv2d, UnsignedActivations; canonical float operators in between (no batch_norm).
-Ensures    every convolution, pool, resize, concat, slice, pad and element-wise operator with a kernel is an order on logical NCHW
-           tensors; what is left are islands (operators TVM legalises), reshapes and permutations.
-Method     requantisation with one float multiply per channel: Jacob et al. 2018 (arXiv:1712.05877), section 2.4, with the
-           multiplier kept in float32; fusion of conv and element-wise operators: Shen et al. 2018, section 3.
+Ensures    every convolution, pool, resize, concat, slice, pad and element-wise operator with a kernel is an order on
+           logical NCHW tensors; what is left are islands (operators TVM legalises), reshapes and permutations.
+Method     requantisation with one float multiply per channel: Jacob et al. 2018 (arXiv:1712.05877), section 2.4, with
+           the multiplier kept in float32; fusion of conv and element-wise operators: Shen et al. 2018, section 3.
 """
 
 from __future__ import annotations
@@ -140,7 +140,9 @@ class KernelOrder:
         if quantized is None:
             return tensor(self.add_input(expr, "float32", own), Operand(kind))
         index = self.add_input(quantized.source, quantized.dtype, own)
-        return apply("mul", tensor(index, Operand(kind, quantized.dtype, quantized.zero_point)), number(quantized.scale))
+        return apply(
+            "mul", tensor(index, Operand(kind, quantized.dtype, quantized.zero_point)), number(quantized.scale)
+        )
 
     def output(self, root: Node):
         """(root in output units, Output) for the group's quantize, or for float32."""

@@ -1,9 +1,10 @@
 """Which tensors become integers: decided on the float graph, used by the observers and by InsertQdq alike.
 
-A *unit* is what will be one kernel (see `groups`), or a single other operator.  Convolutions and dense layers *compute* in INT8. Pools,
-concat, resize, element-wise operators and movers of data *carry* integers when what they deliver is wanted as integers.  Everything else
-(softmax, LRN, ...) is float.  A tensor is quantised when some unit that reads it computes in INT8, or carries integers on: so
-data stays 8 bits wide from one convolution to the next, and outputs are never quantised for nothing.
+A *unit* is what will be one kernel (see `groups`), or a single other operator.  Convolutions and dense layers
+*compute* in INT8. Pools, concat, resize, element-wise operators and movers of data *carry* integers when what they
+deliver is wanted as integers.  Everything else (softmax, LRN, ...) is float.  A tensor is quantised when some unit
+that reads it computes in INT8, or carries integers on: so data stays 8 bits wide from one convolution to the next, and
+outputs are never quantised for nothing.
 """
 
 from __future__ import annotations
@@ -87,7 +88,12 @@ def plan_quantization(flow: Dataflow, config: QuantizationConfig) -> Quantizatio
         if _quantizable(param) and any(id(reader) in wants for reader in readers.get(param, ())):
             plan.quantized[param] = None
     for unit in plan.units:
-        if unit.same_scale and unit.kind == "carry" and unit.output in plan.quantized and unit.inputs[0] in plan.quantized:
+        if (
+            unit.same_scale
+            and unit.kind == "carry"
+            and unit.output in plan.quantized
+            and unit.inputs[0] in plan.quantized
+        ):
             plan.source[unit.output] = unit.inputs[0]
     return plan
 
@@ -110,7 +116,11 @@ def _units(flow: Dataflow, config: QuantizationConfig) -> list[Unit]:
             inputs = [expr for expr in group.external_inputs() if isinstance(expr, Var)]
             kind = "compute" if op in CONVOLUTIONS else "carry"
             unit = Unit(kind, op, layer, inputs, group.exit, group, op in SAME_SCALE and len(group.bindings) == 1)
-            unit.same_scale |= op == "image.resize2d" and len(group.bindings) == 1 and str(lead.value.attrs.method) == "nearest_neighbor"
+            unit.same_scale |= (
+                op == "image.resize2d"
+                and len(group.bindings) == 1
+                and str(lead.value.attrs.method) == "nearest_neighbor"
+            )
         elif binding.var in inside:
             continue
         else:
@@ -124,5 +134,3 @@ def _units(flow: Dataflow, config: QuantizationConfig) -> list[Unit]:
             unit.kind, unit.reason = "float", "excluded by the configuration"
         units.append(unit)
     return units
-
-

@@ -32,7 +32,10 @@ def quantization_of(call: relax.Call) -> tuple[float, int] | None:
 
 
 def through_views(flow: Dataflow, expr: Expr, until: Container[Expr] = ()) -> Expr:
-    """The tensor behind reshapes that only add or drop trailing dimensions of size one; those in `until` are not looked behind."""
+    """The tensor behind reshapes that only add or drop trailing dimensions of size one.
+
+    Those in `until` are not looked behind.
+    """
     while expr not in until and is_view(value := flow.value(expr)):
         expr = value.args[0]
     return expr
@@ -69,5 +72,7 @@ def real_weight(flow: Dataflow, expr: Expr) -> np.ndarray:
     weight, scale, zero_point = (const_value(arg) for arg in value.args)
     axis = int(value.attrs.axis) % weight.ndim
     spread = [-1 if i == axis else 1 for i in range(weight.ndim)] if scale.size > 1 else [1] * weight.ndim
-    difference = weight.astype(np.float32) - zero_point.astype(np.float32).reshape(spread if zero_point.size > 1 else -1)
+    difference = weight.astype(np.float32) - zero_point.astype(np.float32).reshape(
+        spread if zero_point.size > 1 else -1
+    )
     return difference * scale.astype(np.float32).reshape(spread)

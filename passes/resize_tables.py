@@ -18,7 +18,10 @@ MODES = ("half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel", "tf_
 
 
 def source_coordinates(size: int, target: int, mode: str) -> np.ndarray:
-    """Real source coordinate of each of `target` outputs along an axis of `size` inputs (ONNX Resize, `coordinate_transformation_mode`)."""
+    """Real source coordinate of each of `target` outputs along an axis of `size` inputs.
+
+    `mode` is the `coordinate_transformation_mode` of ONNX's Resize.
+    """
     x, ratio = np.arange(target, dtype=np.float64), size / target
     if mode == "align_corners":
         return x * ((size - 1) / (target - 1)) if target > 1 else np.zeros(1)

@@ -3,8 +3,8 @@
     tvm_int8.kernel(x, weight, bias; spec)   ->   call_tir(conv2d_u8s8_avx512vnni_3x3, (x, packed weight, packed bias))
 
 Requires   AssignLayouts.
-Ensures    no kernel order is left; equal orders share one function; function attribute `kernels` lists, for every call in order,
-           what the report and the profile need.
+Ensures    no kernel order is left; equal orders share one function; function attribute `kernels` lists, for every call
+           in order, what the report and the profile need.
 """
 
 from __future__ import annotations

@@ -51,4 +51,6 @@ def _is_private_int8(binding, flow: Dataflow) -> bool:
     call, var = binding.value, binding.var
     if op_name(call) != "quantize" or dtype_of(call) != "int8" or quantization_of(call) is None or flow.is_output(var):
         return False
-    return all(op_name(user.value) == "dequantize" and quantization_of(user.value) is not None for user in flow.consumers[var])
+    return all(
+        op_name(user.value) == "dequantize" and quantization_of(user.value) is not None for user in flow.consumers[var]
+    )

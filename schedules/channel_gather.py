@@ -143,9 +143,7 @@ class _Packed(_Gather):
             if scale is None:
                 self._copy(run, starts, out, target, first, count)
             else:
-                vectors = [
-                    self.rescaled(self._gather(run, starts, first + i, LANES), *scale) for i in range(count)
-                ]
+                vectors = [self.rescaled(self._gather(run, starts, first + i, LANES), *scale) for i in range(count)]
                 store_vectors(out, (target + first) * LANES, vectors, self.output, self.cpu)
 
         if self.pixels >= 4:

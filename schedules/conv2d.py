@@ -7,19 +7,21 @@ Algorithm
         out[n, o, ty * out_step + out_offset, ...] =
             bias[o] + sum over taps, channels of data[n, c, ty * in_step + tap_offset, ...] * weight[o, c, tap]
 
-    A *step* of the reduction is what one instruction consumes: four channels of u8 (`vpdpbusd`), one of float32 (`fma`).
+    A *step* of the reduction is what one instruction consumes: four channels of u8 (`vpdpbusd`), one of float32
+    (`fma`).
 
 Schedule
     A tile of `ow_tile` pixels x `oc_tile` blocks of 16 output channels stays in registers over the whole reduction:
     per step `oc_tile` weight vectors are loaded and each of `ow_tile` broadcast data words meets all of them, so
-    ow_tile * oc_tile + oc_tile + 1 registers must fit.  Weights are packed in the order in which they are read.  Accumulators start from
-    the bias.  All tiles form one parallel loop, output channels outermost, so that a thread keeps its weights in L2.  Padding
-    is a copy into a scratch tensor before; it costs a few percent of the smallest layers.
+    ow_tile * oc_tile + oc_tile + 1 registers must fit.  Weights are packed in the order in which they are read.
+    Accumulators start from the bias.  All tiles form one parallel loop, output channels outermost, so that a thread
+    keeps its weights in L2.  Padding is a copy into a scratch tensor before; it costs a few percent of the smallest
+    layers.
 
 Evidence
-    AMD Zen 5, one thread, 2 x 512-bit `vpdpbusd` per cycle, peak 510 GMAC/s: 3x3 layers of ResNet-50 at 470..497 GMAC/s,
-    1024 -> 256 1x1 at 490, 64 -> 256 1x1 at 56x56 (epilogue-bound) at 358.  ow_tile 7 x oc_tile 4 spills (33 registers) and
-    falls to 355 where 7 x 2 reaches 490.
+    AMD Zen 5, one thread, 2 x 512-bit `vpdpbusd` per cycle, peak 510 GMAC/s: 3x3 layers of ResNet-50 at 470..497
+    GMAC/s, 1024 -> 256 1x1 at 490, 64 -> 256 1x1 at 56x56 (epilogue-bound) at 358.  ow_tile 7 x oc_tile 4 spills
+    (33 registers) and falls to 355 where 7 x 2 reaches 490.
 """
 
 from __future__ import annotations
@@ -271,7 +273,12 @@ class _Builder:
 
             def by_width(blocks: int) -> None:
                 last = x.count - (x_tiles - 1) * ow_tile
-                _branch(tx < x_tiles - 1, x_tiles > 1 and last != ow_tile, lambda: emit(blocks, ow_tile), lambda: emit(blocks, last))
+                _branch(
+                    tx < x_tiles - 1,
+                    x_tiles > 1 and last != ow_tile,
+                    lambda: emit(blocks, ow_tile),
+                    lambda: emit(blocks, last),
+                )
 
             if full:
                 _branch(tile < full, tail, lambda: by_width(oc_tile), lambda: by_width(tail))
@@ -358,7 +365,7 @@ class _Builder:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tile lies: image, first output-channel block, row, first column, first weight, first bias block; and its size."""
+    """A tile: image, first output-channel block, row, first column, first weight, first bias block; and its size."""
 
     image: Any
     block: Any

@@ -1,7 +1,8 @@
-"""The multiply-add at the heart of a convolution, per instruction set: how data and weights must lie, and the instruction.
+"""The multiply-add at the heart of a convolution, per instruction set: the instruction, and how its operands lie.
 
-An instance offers `vector_elements` (weights per instruction), `pack` (last axes [16 channels, unit] -> as loaded), `load_weight`,
-`broadcast` (the data word of one pixel, in all lanes) and the call itself: acc + dot(data, weight) for 16 channels.
+An instance offers `vector_elements` (weights per instruction), `pack` (last axes [16 channels, unit] -> as loaded),
+`load_weight`, `broadcast` (the data word of one pixel, in all lanes) and the call itself: acc + dot(data, weight) for
+16 channels.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Avx512Vnni:
 class Avx512Pmaddwd:
     """Four channels without VNNI, exact: even and odd bytes widened to int16, two `vpmaddwd zmm`.
 
-    `vpmaddubsw` would be one instruction less, but it saturates its int16 sums (2 x 255 x 127 > 32767).  Weights are stored widened.
+    `vpmaddubsw` would be one instruction less, but it saturates its int16 sums (2 x 255 x 127 > 32767).  Weights are
+    stored widened.
     """
 
     vector_elements = 64
@@ -72,7 +74,9 @@ class Avx512Pmaddwd:
         word = T.reinterpret("int32", load(buffer, index, 4))
         words = T.Bind(T.broadcast(word, 16))
         even = T.reinterpret("int16x32", words & T.broadcast(T.int32(0x00FF00FF), 16))
-        odd = T.reinterpret("int16x32", T.shift_right(words, T.broadcast(T.int32(8), 16)) & T.broadcast(T.int32(0x00FF00FF), 16))
+        odd = T.reinterpret(
+            "int16x32", T.shift_right(words, T.broadcast(T.int32(8), 16)) & T.broadcast(T.int32(0x00FF00FF), 16)
+        )
         return T.Bind(even), T.Bind(odd)
 
     def __call__(self, acc, data, weight):

@@ -26,7 +26,9 @@ def emit_padded_copy(source, tensor: Tensor, pads: tuple[int, int, int, int], pa
         with T.If(T.And(row >= top, row < height + top)):
             with T.Then():
                 _fill(target, base, left * block, dtype, pad_value)
-                _copy(target, base + left * block, source, (plane * height + row - top) * (width * block), width * block)
+                _copy(
+                    target, base + left * block, source, (plane * height + row - top) * (width * block), width * block
+                )
                 _fill(target, base + (left + width) * block, right * block, dtype, pad_value)
             with T.Else():
                 _fill(target, base, padded_width * block, dtype, pad_value)

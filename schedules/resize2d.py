@@ -59,9 +59,14 @@ class _Resize:
     def repeats(self) -> bool:
         """Whether whole factors repeat every pixel of the input."""
         height, width = self.data.shape[2:]
-        return self.copies and all(self.factors) and (self.rows, self.cols) == (
-            height * self.factors[0],
-            width * self.factors[1],
+        return (
+            self.copies
+            and all(self.factors)
+            and (self.rows, self.cols)
+            == (
+                height * self.factors[0],
+                width * self.factors[1],
+            )
         )
 
     def kernel(self) -> Kernel:

@@ -1,7 +1,7 @@
 """A rule turns the order for one kernel (`tvm_int8.specs`) into a scheduled PrimFunc.
 
-Rules are tried in the order of `schedules.registry.RULES`; `applies` says whether a rule can deliver, `build` delivers.  A PrimFunc's
-parameters are the spec's inputs, then the packed constants, then the output.
+Rules are tried in the order of `schedules.registry.RULES`; `applies` says whether a rule can deliver, `build`
+delivers.  A PrimFunc's parameters are the spec's inputs, then the packed constants, then the output.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class Constants:
     def of(roles: Sequence[tuple[str, np.ndarray]]) -> Constants:
         """From (role, array) pairs, as kernel orders carry them."""
         single = {role: array for role, array in roles if role != "channel"}
-        return Constants(single.get("weight"), single.get("bias"), tuple(array for role, array in roles if role == "channel"))
+        return Constants(
+            single.get("weight"), single.get("bias"), tuple(array for role, array in roles if role == "channel")
+        )
 
 
 class Rule:

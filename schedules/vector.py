@@ -52,7 +52,9 @@ class KernelBuilder:
 
     def arguments(self, *parameters: tuple) -> list:
         """Declare all parameters, each (name, shape, dtype); returns their flat 1-D views, in order."""
-        buffers = [T.match_buffer(T.arg(name, T.handle()), tuple(map(int, shape)), dtype) for name, shape, dtype in parameters]
+        buffers = [
+            T.match_buffer(T.arg(name, T.handle()), tuple(map(int, shape)), dtype) for name, shape, dtype in parameters
+        ]
         return [
             T.decl_buffer((math.prod(map(int, shape)),), dtype, data=buffer.data)
             for buffer, (_, shape, dtype) in zip(buffers, parameters, strict=True)
@@ -74,8 +76,8 @@ def scratch(elements: int, dtype: str):
 class Registers:
     """A bank of sixteen-lane accumulators that LLVM keeps in registers; indices are Python integers.
 
-    One small buffer each, of scope "global": those go on the stack, from where LLVM promotes them. Buffers of scope "local", and
-    large ones, would be allocated on the heap, once per tile, and written.
+    One small buffer each, of scope "global": those go on the stack, from where LLVM promotes them. Buffers of scope
+    "local", and large ones, would be allocated on the heap, once per tile, and written.
     """
 
     def __init__(self, vectors: int, dtype: str):
@@ -159,7 +161,9 @@ def _exp(x, lanes):
     for coefficient in arithmetic.EXP_POLYNOMIAL[1:]:
         p = fma(p, r, f32(coefficient, lanes), lanes)
     p = fma(p, r * r, r, lanes) + f32(1, lanes)
-    power = T.reinterpret(f"float32x{lanes}", (to_int32(n, lanes) + const(127, "int32", lanes)) << const(23, "int32", lanes))
+    power = T.reinterpret(
+        f"float32x{lanes}", (to_int32(n, lanes) + const(127, "int32", lanes)) << const(23, "int32", lanes)
+    )
     return p * power
 
 

@@ -10,7 +10,7 @@ from tvm_int8.errors import ConfigError
 
 def test_defaults_are_valid():
     config = QuantizationConfig()
-    assert (config.method, config.per_channel_weights, config.activation_dtype) == ("minmax", True, "uint8")
+    assert (config.method, config.per_channel_weights, config.activation_dtype) == ("mse", True, "uint8")
     assert config.exclude == ()
 
 

@@ -55,7 +55,8 @@ def compile(
     target : str, dict or tvm.target.Target
         "native" (this machine), "llvm -mcpu=cascadelake", or a bare mcpu.
     calibration : iterable of inputs, array, CalibrationTable, or path (.npz, .npy, .json)
-        Typical inputs, preprocessed as for inference; or the table `calibrate` made of them. None: data-free ranges, with a warning.
+        Typical inputs, preprocessed as for inference; or the table `calibrate` made of them. None: data-free ranges,
+        with a warning.
     quantization : QuantizationConfig, dict or None
         None compiles FP32 with the same schedules.
     tuning_logs : path, optional
@@ -87,11 +88,15 @@ def compile(
     if config is not None and _is_quantized(mod):
         notes["ranges"] = "the model's own QDQ scales"
         if calibration is not None:
-            warnings.warn("the model is quantised already (QDQ): its own scales are used, calibration is ignored", stacklevel=2)
+            warnings.warn(
+                "the model is quantised already (QDQ): its own scales are used, calibration is ignored", stacklevel=2
+            )
     elif config is not None:
         table, reference = _ranges(mod, calibration, config, progress)
         flow = Dataflow(mod)
-        equalization = plan_equalization(flow, plan_quantization(flow, config), table) if config.equalize else Equalization()
+        equalization = (
+            plan_equalization(flow, plan_quantization(flow, config), table) if config.equalize else Equalization()
+        )
         prepared = pipeline.quantize(table, config, equalization)(mod)
         notes["ranges"] = "calibration" if calibration is not None else "data-free"
     executable, rows, _ = lower_and_build(prepared, resolved.tvm_target, resolved.cpu)
@@ -133,7 +138,9 @@ def calibrate(
     config = QuantizationConfig.from_dict({**options, **({"method": method} if method else {})})
     mod = pipeline.canonical_float()(load_model(model, input_shapes))
     if _is_quantized(mod):
-        raise CalibrationError("model", "a QDQ model", "a float model", "its scales are in it already: compile it as it is")
+        raise CalibrationError(
+            "model", "a QDQ model", "a float model", "its scales are in it already: compile it as it is"
+        )
     plan = plan_quantization(Dataflow(mod), config)
     points = [var.name for var in plan.points()]
     batches = CalibrationBatches(data, _input_specs(mod))
@@ -146,12 +153,21 @@ def _config(quantization: Any) -> QuantizationConfig | None:
         return quantization
     if isinstance(quantization, Mapping):
         return QuantizationConfig.from_dict(quantization)
-    raise ConfigError("option 'quantization'", f"a {type(quantization).__name__}", "a QuantizationConfig, a dict of its options, or None", "pass one of these")
+    raise ConfigError(
+        "option 'quantization'",
+        f"a {type(quantization).__name__}",
+        "a QuantizationConfig, a dict of its options, or None",
+        "pass one of these",
+    )
 
 
 def _check_threads(num_threads: Any) -> None:
-    if num_threads is not None and (not isinstance(num_threads, int) or isinstance(num_threads, bool) or num_threads < 1):
-        raise ConfigError("option 'num_threads'", repr(num_threads), "a positive integer or None", "leave it out to use all cores")
+    if num_threads is not None and (
+        not isinstance(num_threads, int) or isinstance(num_threads, bool) or num_threads < 1
+    ):
+        raise ConfigError(
+            "option 'num_threads'", repr(num_threads), "a positive integer or None", "leave it out to use all cores"
+        )
 
 
 def _is_quantized(mod: tvm.IRModule) -> bool:
@@ -161,7 +177,9 @@ def _is_quantized(mod: tvm.IRModule) -> bool:
 def _input_specs(mod: tvm.IRModule) -> list[InputSpec]:
     function = mod["main"]
     names = [str(name) for name in function.attrs["input_names"]]
-    return [InputSpec(name, shape_of(param), dtype_of(param)) for name, param in zip(names, function.params, strict=True)]
+    return [
+        InputSpec(name, shape_of(param), dtype_of(param)) for name, param in zip(names, function.params, strict=True)
+    ]
 
 
 class _LazyNetwork:
@@ -238,7 +256,9 @@ def _all_vars(mod: tvm.IRModule):
 
 def _scaled_to(table: CalibrationTable, plan, batch, mod: tvm.IRModule):
     """Synthetic inputs stretched over the calibrated range of each input."""
-    names = {str(name): param.name for name, param in zip(mod["main"].attrs["input_names"], mod["main"].params, strict=True)}
+    names = {
+        str(name): param.name for name, param in zip(mod["main"].attrs["input_names"], mod["main"].params, strict=True)
+    }
     for name, array in batch.items():
         if names[name] in table:
             low, high = table[names[name]].low, table[names[name]].high

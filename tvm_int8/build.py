@@ -31,15 +31,19 @@ def lower_and_build(mod: tvm.IRModule, target: tvm.target.Target, cpu: Cpu):
         executable = tvm.compile(lowered, target, relax_pipeline=pipeline.to_executable())
     except Exception as error:  # LLVM and the Relax code generator raise whatever they like
         raise TvmInt8Error(
-            "code generation", f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}", "code that compiles",
+            "code generation",
+            f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}",
+            "code that compiles",
             "report this with the model; quantization=None or another target may work meanwhile",
-        ) from error  # fmt: skip
+        ) from error
     return executable, rows, lowered
 
 
 def kernel_rows(lowered: tvm.IRModule) -> list[dict]:
     """What each call of a scheduled function is, in order; islands included."""
-    known = json.loads(lowered.attrs["tvm_int8.kernels"]) if lowered.attrs and "tvm_int8.kernels" in lowered.attrs else {}
+    known = (
+        json.loads(lowered.attrs["tvm_int8.kernels"]) if lowered.attrs and "tvm_int8.kernels" in lowered.attrs else {}
+    )
     names = dict(lowered["main"].attrs["layer_names"]) if "layer_names" in lowered["main"].attrs else {}
     rows = []
     for binding in Dataflow(lowered).bindings:

@@ -46,7 +46,10 @@ class ArtifactError(TvmInt8Error):
 
 
 def register_with_tvm() -> None:
-    """Let errors raised inside a TVM pass arrive as what they are: on the way through TVM they are rebuilt from their message."""
+    """Let errors raised inside a TVM pass arrive as what they are.
+
+    On the way through TVM they are rebuilt from their message.
+    """
     import tvm_ffi
 
     for cls in (TvmInt8Error, ModelError, CalibrationError, ConfigError, TargetError, ArtifactError):

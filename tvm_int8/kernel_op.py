@@ -1,9 +1,10 @@
 """`tvm_int8.kernel`: the one Relax operator between the quantised graph and the scheduled functions.
 
-    out = tvm_int8.kernel(*inputs, *constants, attrs={"spec": <json>, "tensor": <name>, "constants": ["weight", "bias", "channel", ...]})
+    out = tvm_int8.kernel(*inputs, *constants,
+                          attrs={"spec": <json>, "tensor": <name>, "constants": ["weight", "bias", "channel", ...]})
 
-Its meaning is `tvm_int8.reference.evaluate(spec, ...)`; its type is given by the attributes `shape` and `dtype`, because a tensor is
-logical NCHW before layouts are assigned and physical afterwards.
+Its meaning is `tvm_int8.reference.evaluate(spec, ...)`; its type is given by the attributes `shape` and `dtype`,
+because a tensor is logical NCHW before layouts are assigned and physical afterwards.
 """
 
 from __future__ import annotations
@@ -33,7 +34,12 @@ OP = _register()
 
 
 def kernel_call(
-    spec: Spec, inputs, constants: list[tuple[str, np.ndarray]], tensor: str, shape, stored: tuple[float, int] | None = None
+    spec: Spec,
+    inputs,
+    constants: list[tuple[str, np.ndarray]],
+    tensor: str,
+    shape,
+    stored: tuple[float, int] | None = None,
 ) -> relax.Call:
     """Order a kernel.
 
@@ -87,4 +93,7 @@ def constants_of(call: relax.Call) -> list[tuple[str, np.ndarray]]:
     """(role, array) of a kernel's constants."""
     roles = [str(r) for r in call.attrs["constants"]]
     arrays = list(call.args)[len(call.args) - len(roles) :]
-    return [(role, a.value.numpy() if hasattr(a, "value") else a.data.numpy()) for role, a in zip(roles, arrays, strict=True)]
+    return [
+        (role, a.value.numpy() if hasattr(a, "value") else a.data.numpy())
+        for role, a in zip(roles, arrays, strict=True)
+    ]

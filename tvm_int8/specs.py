@@ -112,13 +112,17 @@ def _plain(value):
 def from_json(text: str) -> Spec:
     """The spec that `Spec.to_json` wrote."""
     values = json.loads(text)
-    kind = {cls.__name__: cls for cls in (Conv2d, Pool2d, Elementwise, ChannelGather, Resize2d, Window2d)}[values.pop("kind")]
+    kind = {cls.__name__: cls for cls in (Conv2d, Pool2d, Elementwise, ChannelGather, Resize2d, Window2d)}[
+        values.pop("kind")
+    ]
     known = {f.name for f in fields(kind)}
     assert set(values) <= known
     values["inputs"] = tuple(_tensor(t) for t in values["inputs"])
     values["result"] = _tensor(values["result"])
     program = values["program"]
-    values["program"] = Program(tuple(Operand(**o) for o in program["operands"]), tuple(tuple(s) for s in program["steps"]))
+    values["program"] = Program(
+        tuple(Operand(**o) for o in program["operands"]), tuple(tuple(s) for s in program["steps"])
+    )
     values["output"] = Output(**values["output"])
     return kind(**{name: _tupled(value) for name, value in values.items()})
 
@@ -150,7 +154,9 @@ class Conv2d(Spec):
     @property
     def depthwise(self) -> bool:
         """Whether every output channel reads its own input channel and no other."""
-        return not self.transposed and self.groups > 1 and self.groups == self.inputs[0].shape[1] == self.result.shape[1]
+        return (
+            not self.transposed and self.groups > 1 and self.groups == self.inputs[0].shape[1] == self.result.shape[1]
+        )
 
     @property
     def macs(self) -> int:
@@ -198,8 +204,8 @@ class ChannelGather(Spec):
 
     A source of `NOTHING` is real zero: `output.zero_point`.
 
-    One multiplier and zero point per input (`scales`, `zero_points`): inputs already in the output's scale are copied as bytes,
-    others are stored as rint((q - zero_point) * scale) + output.zero_point.  The program is empty.
+    One multiplier and zero point per input (`scales`, `zero_points`): inputs already in the output's scale are copied
+    as bytes, others are stored as rint((q - zero_point) * scale) + output.zero_point.  The program is empty.
     """
 
     source: tuple[tuple[int, int], ...] = ()
@@ -211,8 +217,9 @@ class ChannelGather(Spec):
 class Resize2d(Spec):
     """method "nearest" or "linear"; source rows and columns are given by tables computed when compiling.
 
-    nearest: out[y, x] = in[rows[y][0], cols[x][0]].  linear: rows and cols hold (low, high, weight of high); the accumulator
-    is the bilinear blend of q - zero_point in float32 (rows first, then columns), entering the program as operand 0.
+    nearest: out[y, x] = in[rows[y][0], cols[x][0]].  linear: rows and cols hold (low, high, weight of high); the
+    accumulator is the bilinear blend of q - zero_point in float32 (rows first, then columns), entering the program as
+    operand 0.
     """
 
     method: str = "nearest"
@@ -223,7 +230,7 @@ class Resize2d(Spec):
 
 @dataclass(frozen=True)
 class Window2d(Spec):
-    """Spatial slice and pad: out[y, x] = in[y * step_y + start_y, x * step_x + start_x], `pad_value` outside the input."""
+    """Spatial slice and pad: out[y, x] = in[y * step_y + start_y, x * step_x + start_x], `pad_value` outside."""
 
     start: tuple[int, int] = (0, 0)
     step: tuple[int, int] = (1, 1)

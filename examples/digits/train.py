@@ -39,7 +39,7 @@ class BasicBlock(nn.Module):
         """Map [N, ic, H, W] to [N, oc, H / stride, W / stride]."""
         y = functional.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        return functional.relu(y + (self.bn_project(self.project(x)) if self.project else x))
+        return functional.relu(y + (self.bn_project(self.project(x)) if self.project and self.bn_project else x))
 
 
 class ResNet8(nn.Module):

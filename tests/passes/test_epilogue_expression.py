@@ -47,7 +47,9 @@ def test_every_product_that_feeds_an_addition_is_contracted(acc):
     root = apply("add", apply("mul", ACC, SCALE), BIAS)
     program, _, _ = linearize(root, 0)
     assert [step[0] for step in program.steps] == ["fma"]
-    np.testing.assert_allclose(value(root, acc), acc * SCALE.value.reshape(1, 3, 1) + BIAS.value.reshape(1, 3, 1), rtol=1e-6)
+    np.testing.assert_allclose(
+        value(root, acc), acc * SCALE.value.reshape(1, 3, 1) + BIAS.value.reshape(1, 3, 1), rtol=1e-6
+    )
 
 
 def test_bias_leaves_the_expression_only_when_the_accumulator_is_used_once(acc):
@@ -76,7 +78,9 @@ def test_output_scale_goes_to_the_leaves_and_clamps_into_the_store(acc):
     program, _, _ = linearize(scaled, 1)
     assert [step[0] for step in program.steps] == ["mul", "fma"]
     other = np.full_like(acc, 7.0)
-    np.testing.assert_allclose(value(scaled, acc, [other]), (acc * SCALE.value.reshape(1, 3, 1) + 3.5) * 4, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        value(scaled, acc, [other]), (acc * SCALE.value.reshape(1, 3, 1) + 3.5) * 4, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("order", ["relu6", "reversed"])

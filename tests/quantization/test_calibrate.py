@@ -27,7 +27,7 @@ POINTS = ["x", "double", "relu"]
 
 def test_minmax_over_all_batches():
     everything = np.concatenate([batch["x"] for batch in _batches(20)])
-    table = collect(_run, _batches(20), POINTS)
+    table = collect(_run, _batches(20), POINTS, QuantizationConfig(method="minmax"))
     assert list(table) == POINTS
     assert (table["x"].low, table["x"].high) == (everything.min(), everything.max())
     assert (table["double"].low, table["relu"].low) == (2 * everything.min(), 0.0)

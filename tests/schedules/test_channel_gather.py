@@ -105,7 +105,9 @@ def test_zeros_around_the_channels(before, channels, behind, dtype, scale, block
     source = [NOTHING] * before + [(0, c) for c in range(channels)] + [NOTHING] * behind
     for zero_point in (ZERO_POINT[dtype], 5):
         zero_points = [zero_point if dtype != "float32" else 0]
-        assert_exact(RULE, gather((channels,), source, dtype=dtype, scales=[scale], zero_points=zero_points, block=block))
+        assert_exact(
+            RULE, gather((channels,), source, dtype=dtype, scales=[scale], zero_points=zero_points, block=block)
+        )
 
 
 def test_zeros_between_inputs_of_different_scales():

@@ -12,8 +12,25 @@ from tvm_int8.specs import Conv2d, Operand, Output, Program, Tensor
 RELU_U8 = Output("uint8", 0, 0, 255)
 
 
-def conv_spec(n=1, c=16, o=16, hw=(8, 8), kernel=(3, 3), strides=(1, 1), padding=None, dilation=(1, 1), groups=1,
-              dtype="uint8", block=16, output=RELU_U8, operands=(), steps=None, pad_value=3, transposed=False, output_padding=(0, 0)):
+def conv_spec(
+    n=1,
+    c=16,
+    o=16,
+    hw=(8, 8),
+    kernel=(3, 3),
+    strides=(1, 1),
+    padding=None,
+    dilation=(1, 1),
+    groups=1,
+    dtype="uint8",
+    block=16,
+    output=RELU_U8,
+    operands=(),
+    steps=None,
+    pad_value=3,
+    transposed=False,
+    output_padding=(0, 0),
+):
     padding = padding if padding is not None else (kernel[0] // 2, kernel[1] // 2, kernel[0] // 2, kernel[1] // 2)
     reach = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
     before, after = padding[:2], padding[2:]
@@ -23,10 +40,29 @@ def conv_spec(n=1, c=16, o=16, hw=(8, 8), kernel=(3, 3), strides=(1, 1), padding
         out = [(hw[i] + before[i] + after[i] - reach[i]) // strides[i] + 1 for i in (0, 1)]
     result = Tensor((n, o, *out), output.dtype)
     data = Tensor((n, c, *hw), dtype, block)
-    extra = tuple(Tensor(result.shape if op.kind == "tensor" else (n, o, 1, 1), op.dtype) for op in operands if op.kind in ("tensor", "vector"))
-    program = Program((Operand("acc", "int32" if dtype == "uint8" else dtype), Operand("channel"), *operands), steps or (("mul", "%0", "%1"),))
-    return Conv2d("conv", (data, *extra), result, program, output, kernel=kernel, strides=strides, padding=padding,
-                  dilation=dilation, groups=groups, pad_value=pad_value if dtype == "uint8" else 0, transposed=transposed)
+    extra = tuple(
+        Tensor(result.shape if op.kind == "tensor" else (n, o, 1, 1), op.dtype)
+        for op in operands
+        if op.kind in ("tensor", "vector")
+    )
+    program = Program(
+        (Operand("acc", "int32" if dtype == "uint8" else dtype), Operand("channel"), *operands),
+        steps or (("mul", "%0", "%1"),),
+    )
+    return Conv2d(
+        "conv",
+        (data, *extra),
+        result,
+        program,
+        output,
+        kernel=kernel,
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        pad_value=pad_value if dtype == "uint8" else 0,
+        transposed=transposed,
+    )
 
 
 def constants_for(spec, seed=0):
@@ -108,10 +144,26 @@ def test_extremes_do_not_saturate():
             assert_exact(Conv2dRule(), spec, constants, inputs, cpu)
 
 
-@pytest.mark.parametrize("output", [RELU_U8, Output("uint8", 128, -128, 127), Output("uint8", 7, 0, 100.5), Output("int8", -3, -125, 130), Output("float32")])
+@pytest.mark.parametrize(
+    "output",
+    [
+        RELU_U8,
+        Output("uint8", 128, -128, 127),
+        Output("uint8", 7, 0, 100.5),
+        Output("int8", -3, -125, 130),
+        Output("float32"),
+    ],
+)
 def test_residual_and_activation(output):
     operands = (Operand("tensor", "uint8", 12), Operand("vector", "float32"), Operand("channel"))
-    steps = (("mul", "%0", "%1"), ("fma", "%2", 0.37, "%5"), ("prelu", "%6", "%4"), ("sigmoid", "%7"), ("mul", "%8", "%3"), ("mul", "%9", 50.0))
+    steps = (
+        ("mul", "%0", "%1"),
+        ("fma", "%2", 0.37, "%5"),
+        ("prelu", "%6", "%4"),
+        ("sigmoid", "%7"),
+        ("mul", "%8", "%3"),
+        ("mul", "%9", 50.0),
+    )
     check(conv_spec(c=32, o=40, hw=(6, 9), operands=operands, steps=steps, output=output, n=2))
 
 
@@ -119,5 +171,7 @@ def test_vnni_is_used_and_nothing_spills():
     spec = conv_spec(c=64, o=64, hw=(28, 28))
     text = assembly(Conv2dRule().build(spec, constants_for(spec), ZNVER4))
     assert text.count("vpdpbusd") >= 4 * 28
-    spills = [line for line in text.splitlines() if "vmovdqu64" in line and "zmm" in line and "(%rsp)" in line.split(",")[-1]]
+    spills = [
+        line for line in text.splitlines() if "vmovdqu64" in line and "zmm" in line and "(%rsp)" in line.split(",")[-1]
+    ]
     assert not spills

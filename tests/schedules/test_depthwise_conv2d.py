@@ -30,8 +30,19 @@ def spec_of(n=1, c=16, hw=(9, 11), kernel=3, strides=1, padding=None, dilation=1
     shapes = {"tensor": result.shape, "vector": (n, c, 1, 1), "map": (n, 1, *out)}
     extra = tuple(Tensor(shapes[o.kind], o.dtype) for o in operands if o.kind != "channel")
     program = Program((Operand("acc", "int32"), Operand("channel"), *operands), steps or (("mul", "%0", "%1"),))
-    return Conv2d("dw", (Tensor((n, c, *hw), dtype), *extra), result, program, output, kernel=kernel, strides=strides,
-                  padding=padding, dilation=dilation, groups=c, pad_value=5 if dtype == "uint8" else 0)
+    return Conv2d(
+        "dw",
+        (Tensor((n, c, *hw), dtype), *extra),
+        result,
+        program,
+        output,
+        kernel=kernel,
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+        groups=c,
+        pad_value=5 if dtype == "uint8" else 0,
+    )
 
 
 def constants_for(spec):

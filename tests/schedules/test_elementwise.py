@@ -135,13 +135,17 @@ def test_image_padding_is_real_zero():
         assert (out[..., 3] == zero).all()
 
 
-@pytest.mark.parametrize("steps", [
-    (("sigmoid", "%0"),),
-    (("mul", "%0", 0.05), ("sigmoid", "%1"), ("mul", "%1", "%2"), ("mul", "%3", 30.0)),
-    (("fma", "%0", 0.0083, 0.5), ("max", "%1", 0.0), ("min", "%2", 1.0), ("mul", "%3", "%0")),
-    (("tanh", "%0"), ("erf", "%1"), ("exp", "%2")),
-    (("abs", "%0"), ("sqrt", "%1"), ("prelu", "%2", 0.25), ("neg", "%3")),
-], ids=["sigmoid", "silu", "hardswish", "tanh-erf-exp", "sqrt-prelu"])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (("sigmoid", "%0"),),
+        (("mul", "%0", 0.05), ("sigmoid", "%1"), ("mul", "%1", "%2"), ("mul", "%3", 30.0)),
+        (("fma", "%0", 0.0083, 0.5), ("max", "%1", 0.0), ("min", "%2", 1.0), ("mul", "%3", "%0")),
+        (("tanh", "%0"), ("erf", "%1"), ("exp", "%2")),
+        (("abs", "%0"), ("sqrt", "%1"), ("prelu", "%2", 0.25), ("neg", "%3")),
+    ],
+    ids=["sigmoid", "silu", "hardswish", "tanh-erf-exp", "sqrt-prelu"],
+)
 def test_activations(steps):
     program = Program((Operand("tensor", "uint8", 100),), steps)
     for output in (U8, F32):

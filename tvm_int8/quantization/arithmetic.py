@@ -21,7 +21,8 @@ LN2_HIGH = F32(0.693359375)
 LN2_LOW = F32(-2.12194440e-4)
 # exp(r) for |r| <= ln(2)/2, highest power first (S. Moshier, Cephes `expf`); the tail is r^2 * poly + r + 1.
 EXP_POLYNOMIAL = tuple(
-    F32(c) for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+    F32(c)
+    for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 )
 EXP_LOW, EXP_HIGH = F32(-87.0), F32(88.0)  # 2**n stays a normal number
 # erf(x) = 1 - (a1 t + ... + a5 t^5) exp(-x^2), t = 1 / (1 + p x), |error| <= 1.5e-7 (Abramowitz & Stegun 7.1.26).
@@ -162,7 +163,13 @@ def conv2d_accumulate(data, weight, strides=(1, 1), padding=(0, 0, 0, 0), dilati
     for y in range(kh):
         for x in range(kw):
             ys, xs = y * dilation[0], x * dilation[1]
-            window = data[:, :, :, ys : ys + (oh - 1) * strides[0] + 1 : strides[0], xs : xs + (ow - 1) * strides[1] + 1 : strides[1]]
+            window = data[
+                :,
+                :,
+                :,
+                ys : ys + (oh - 1) * strides[0] + 1 : strides[0],
+                xs : xs + (ow - 1) * strides[1] + 1 : strides[1],
+            ]
             out += np.einsum("ngchw,goc->ngohw", window, weight[..., y, x], optimize=True)
     out = out.reshape(n, o, oh, ow)
     return out.astype(np.int64).astype(np.int32) if integer else out.astype(F32)

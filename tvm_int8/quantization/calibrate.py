@@ -72,7 +72,10 @@ def collect(
         action = "pass at least one batch; a generator can be iterated only once"
         raise CalibrationError("calibration data", "no batch at all", "some 100 to 500 typical inputs", action)
     return CalibrationTable(
-        {name: _range(calibrator, observer, keep_histograms, channels.get(name)) for name, observer in observers.items()}
+        {
+            name: _range(calibrator, observer, keep_histograms, channels.get(name))
+            for name, observer in observers.items()
+        }
     )
 
 

@@ -50,7 +50,7 @@ class TensorRange:
     channels: ChannelStatistics | None = None
 
     def divided(self, factor: np.ndarray) -> TensorRange:
-        """Return the range of the tensor with channel c divided by ``factor[c]``: what its channels span then, unclipped.
+        """Return the range of the tensor with channel c divided by ``factor[c]``: all that its channels span.
 
         How much clipping pays was judged on the distribution before; most outliers are gone once channels are even.
         """
@@ -83,8 +83,7 @@ class CalibrationTable(Mapping[str, TensorRange]):
     def __init__(self, ranges: Mapping[str, TensorRange]):
         _check_ranges(ranges, "calibration table")
         self._ranges = {
-            name: replace(r, low=float(r.low), high=float(r.high), batches=int(r.batches))
-            for name, r in ranges.items()
+            name: replace(r, low=float(r.low), high=float(r.high), batches=int(r.batches)) for name, r in ranges.items()
         }
 
     def __getitem__(self, name: str) -> TensorRange:

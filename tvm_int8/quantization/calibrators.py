@@ -107,10 +107,11 @@ class PercentileCalibrator(Calibrator[HistogramObserver]):
 class MseCalibrator(Calibrator[HistogramObserver]):
     """The range with the least mean squared error: what clipping costs against what a smaller step gains.
 
-    Both ends are searched on a grid of shares of the observed extremes, on the histogram. A value within the range costs
-    a twelfth of the squared step, but never more than its own square, because zero is exact; a clipped value costs its
-    squared distance to the range. The trade-off is that of ACIQ (Banner et al., *Post training 4-bit quantization of
-    convolutional networks for rapid-deployment*, 2019, arXiv:1810.05723), on what was observed, not on a fitted density.
+    Both ends are searched on a grid of shares of the observed extremes, on the histogram. A value within the range
+    costs a twelfth of the squared step, but never more than its own square, because zero is exact; a clipped value
+    costs its squared distance to the range. The trade-off is that of ACIQ (Banner et al., *Post training 4-bit
+    quantization of convolutional networks for rapid-deployment*, 2019, arXiv:1810.05723), on what was observed, not on
+    a fitted density.
     """
 
     observer_class = HistogramObserver
@@ -120,7 +121,9 @@ class MseCalibrator(Calibrator[HistogramObserver]):
         """Return the best pair of ends; the observed extremes where nothing beats them."""
         seen = observer.histogram()
         counts = np.asarray(seen.counts, np.float64)
-        values = ((seen.first + np.arange(len(counts)) + 0.5) * seen.width)[counts > 0].clip(observer.low, observer.high)
+        values = ((seen.first + np.arange(len(counts)) + 0.5) * seen.width)[counts > 0].clip(
+            observer.low, observer.high
+        )
         counts = counts[counts > 0]
         lows = np.unique(self.shares * min(observer.low, 0.0))
         highs = np.unique(self.shares * max(observer.high, 0.0))

@@ -1,11 +1,13 @@
 """Factors that even a tensor's channels out before it is quantised with one scale.
 
-A channel that uses a tenth of the tensor's range keeps three bits fewer.  Dividing channel c by s[c], and multiplying the weights that read it by
-s[c], evens the ranges out; but a reader with one weight scale per output channel pays where s[c] enlarges its largest weights.  Both noises
-can be predicted from the weights and the observed channel ranges, so the best of a family s = range^a / weight^b is picked per tensor;
-a depthwise reader, whose weight scales follow s, pays nothing.
+A channel that uses a tenth of the tensor's range keeps three bits fewer.  Dividing channel c by s[c], and multiplying
+the weights that read it by s[c], evens the ranges out; but a reader with one weight scale per output channel pays
+where s[c] enlarges its largest weights.  Both noises can be predicted from the weights and the observed channel
+ranges, so the best of a family s = range^a / weight^b is picked per tensor; a depthwise reader, whose weight scales
+follow s, pays nothing.
 
-Source: Nagel et al. 2019 (arXiv:1906.04721) for the equalisation; Xiao et al. 2023 (SmoothQuant, arXiv:2211.10438) for the exponents.
+Source: Nagel et al. 2019 (arXiv:1906.04721) for the equalisation; Xiao et al. 2023 (SmoothQuant, arXiv:2211.10438) for
+the exponents.
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ class FloatNetwork:
 
     def __init__(self, mod: tvm.IRModule, names):
         flow = Dataflow(mod)
-        self._inputs = [(str(name), param) for name, param in zip(mod["main"].attrs["input_names"], flow.params, strict=True)]
+        self._inputs = [
+            (str(name), param) for name, param in zip(mod["main"].attrs["input_names"], flow.params, strict=True)
+        ]
         params = {param.name: name for name, param in self._inputs}
         self._given = [(name, params[name]) for name in names if name in params]
         self._observed = [name for name in names if name not in params]

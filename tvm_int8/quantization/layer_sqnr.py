@@ -1,4 +1,4 @@
-"""Signal-to-quantisation-noise ratio of every layer of a compiled network, against the float network on the same input."""
+"""Signal-to-quantisation-noise ratio of every layer of a compiled network, against the float network."""
 
 from __future__ import annotations
 

@@ -193,7 +193,9 @@ class ChannelStatistics:
     def divided(self, factor: np.ndarray) -> ChannelStatistics:
         """Return the statistics of the tensor with channel c divided by ``factor[c]`` > 0."""
         powers = {"low": 1, "high": 1, "mean": 1, "mean_square": 2}
-        return ChannelStatistics(**{k: tuple((np.asarray(getattr(self, k)) / factor**p).tolist()) for k, p in powers.items()})
+        return ChannelStatistics(
+            **{k: tuple((np.asarray(getattr(self, k)) / factor**p).tolist()) for k, p in powers.items()}
+        )
 
 
 class ChannelObserver:

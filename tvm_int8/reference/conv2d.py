@@ -40,7 +40,9 @@ def _transposed(spec, data, weight):
     after_w = ow + dw * (kw - 1) - dilated.shape[3] - before_w
     dilated = _pad_or_crop(dilated, (before_h, before_w, after_h, after_w), spec.pad_value)
     i, og = weight.shape[:2]
-    flipped = weight[:, :, ::-1, ::-1].reshape(g, i // g, og, kh, kw).transpose(0, 2, 1, 3, 4).reshape(g * og, i // g, kh, kw)
+    flipped = (
+        weight[:, :, ::-1, ::-1].reshape(g, i // g, og, kh, kw).transpose(0, 2, 1, 3, 4).reshape(g * og, i // g, kh, kw)
+    )
     return arithmetic.conv2d_accumulate(dilated, flipped, (1, 1), (0, 0, 0, 0), spec.dilation, g, spec.pad_value)
 
 

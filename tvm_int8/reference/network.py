@@ -1,7 +1,7 @@
 """A whole quantised network in NumPy: kernel orders evaluated one by one, data moved as Relax says.
 
-Takes the module as `passes.order_kernels` leaves it, logical NCHW; compiled integer networks agree with it to the last bit.  Islands
-(operators without a kernel) are refused: their arithmetic is TVM's, not this package's.
+Takes the module as `passes.order_kernels` leaves it, logical NCHW; compiled integer networks agree with it to the last
+bit.  Islands (operators without a kernel) are refused: their arithmetic is TVM's, not this package's.
 """
 
 from __future__ import annotations
@@ -52,5 +52,7 @@ def _evaluate(call, value_of) -> np.ndarray:
         return value_of(call.args[0])
     if isinstance(call, relax.Call) and op_name(call) == "permute_dims":
         axes = call.attrs.axes
-        return np.ascontiguousarray(np.transpose(value_of(call.args[0]), None if axes is None else [int(a) for a in axes]))
+        return np.ascontiguousarray(
+            np.transpose(value_of(call.args[0]), None if axes is None else [int(a) for a in axes])
+        )
     raise NotImplementedError(f"an island: {op_name(call)}")
