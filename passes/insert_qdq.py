@@ -64,7 +64,7 @@ class InsertQdq:
         weight = const_value(call.args[1])
         axis = 1 if op_name(call) == "nn.conv2d_transpose" else 0
         per_channel = self.config.per_channel_weights
-        quantized, scale = quantize_weight(weight, axis if per_channel else None, name)
+        quantized, scale = quantize_weight(weight, axis if per_channel else None, name, preserve_sums=True)
         dequantized = relax.op.dequantize(
             constant(quantized),
             constant(scale),

@@ -20,6 +20,9 @@ from tvm_int8.quantization.observers import HistogramObserver, MinMaxObserver
 if TYPE_CHECKING:
     from tvm_int8.config import QuantizationConfig
 
+OUTLIERS = 2e-5
+"""Share of a tensor's values that a least-squares range ignores: a single outlier would outweigh a thousand others."""
+
 ObserverT = TypeVar("ObserverT", bound=MinMaxObserver)
 _CALIBRATORS: dict[str, type[Calibrator]] = {}
 
@@ -107,11 +110,11 @@ class PercentileCalibrator(Calibrator[HistogramObserver]):
 class MseCalibrator(Calibrator[HistogramObserver]):
     """The range with the least mean squared error: what clipping costs against what a smaller step gains.
 
-    Both ends are searched on a grid of shares of the observed extremes, on the histogram. A value within the range
-    costs a twelfth of the squared step, but never more than its own square, because zero is exact; a clipped value
-    costs its squared distance to the range. The trade-off is that of ACIQ (Banner et al., *Post training 4-bit
-    quantization of convolutional networks for rapid-deployment*, 2019, arXiv:1810.05723), on what was observed, not on
-    a fitted density.
+    Both ends are searched on a grid, on the histogram. A value within the range costs a twelfth of the squared step,
+    but never more than its own square, because zero is exact; a clipped value costs its squared distance to the range.
+    The outermost `OUTLIERS` count as if they stood where the others end. The trade-off is that of ACIQ (Banner et al.,
+    *Post training 4-bit quantization of convolutional networks for rapid-deployment*, 2019, arXiv:1810.05723), on what
+    was observed, not on a fitted density.
     """
 
     observer_class = HistogramObserver
@@ -120,15 +123,14 @@ class MseCalibrator(Calibrator[HistogramObserver]):
     def choose_range(self, observer: HistogramObserver) -> tuple[float, float]:
         """Return the best pair of ends; the observed extremes where nothing beats them."""
         seen = observer.histogram()
+        low, high = observer.quantile(OUTLIERS / 2), observer.quantile(1 - OUTLIERS / 2)
         counts = np.asarray(seen.counts, np.float64)
-        values = ((seen.first + np.arange(len(counts)) + 0.5) * seen.width)[counts > 0].clip(
-            observer.low, observer.high
-        )
+        values = ((seen.first + np.arange(len(counts)) + 0.5) * seen.width)[counts > 0].clip(low, high)
         counts = counts[counts > 0]
-        lows = np.unique(self.shares * min(observer.low, 0.0))
-        highs = np.unique(self.shares * max(observer.high, 0.0))
-        below = np.array([(counts * np.minimum(values - low, 0.0) ** 2).sum() for low in lows])
-        above = np.array([(counts * np.maximum(values - high, 0.0) ** 2).sum() for high in highs])
+        lows = np.unique(self.shares * min(low, 0.0))
+        highs = np.unique(self.shares * max(high, 0.0))
+        below = np.array([(counts * np.minimum(values - end, 0.0) ** 2).sum() for end in lows])
+        above = np.array([(counts * np.maximum(values - end, 0.0) ** 2).sum() for end in highs])
         order = np.argsort(values**2)
         squares, ordered = (values**2)[order], counts[order]
         zeroed = np.concatenate([[0.0], np.cumsum(squares * ordered)])  # error of the values that become zero

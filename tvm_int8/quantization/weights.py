@@ -10,7 +10,9 @@ WEIGHT_MAX = 127
 """Largest magnitude of a quantised weight. -128 stays unused, so that the range is symmetric and negation exact."""
 
 
-def quantize_weight(weight: np.ndarray, axis: int | None = 0, name: str = "weight") -> tuple[np.ndarray, np.ndarray]:
+def quantize_weight(
+    weight: np.ndarray, axis: int | None = 0, name: str = "weight", *, preserve_sums: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Quantise a weight symmetrically, with one scale per output channel or one for the tensor.
 
     ``scale = max|weight| / 127`` and ``q = clip(round(weight / scale), -127, 127)`` in float32, half to even, with zero
@@ -25,6 +27,10 @@ def quantize_weight(weight: np.ndarray, axis: int | None = 0, name: str = "weigh
         The output channels' axis: 0 for OIHW, 1 for IOHW and for the K x M matrix of a dense layer. None: one scale.
     name : str
         The tensor's name, for error messages.
+    preserve_sums : bool
+        Round the taps of each KH x KW kernel (last two axes) so that their sum is kept, too. Activations are smooth, so the sum
+        is what most of a kernel's error meets: a rounded edge filter must not begin to see brightness. This is the best rounding
+        for inputs that are constant over the kernel, in the sense of AdaRound (Nagel et al. 2020, arXiv:2004.10568).
 
     Returns
     -------
@@ -56,5 +62,19 @@ def quantize_weight(weight: np.ndarray, axis: int | None = 0, name: str = "weigh
     scale = largest / np.float32(WEIGHT_MAX)
     degenerate = scale < np.finfo(np.float32).tiny
     scale = np.where(degenerate, np.float32(1.0), scale).astype(np.float32)
-    quantized = np.clip(np.rint(weight / scale), -WEIGHT_MAX, WEIGHT_MAX)
+    exact = weight / scale
+    quantized = np.rint(exact)
+    if preserve_sums:
+        quantized += _sum_correction(exact - quantized)
+    quantized = np.clip(quantized, -WEIGHT_MAX, WEIGHT_MAX)
     return quantized.astype(np.int8), scale.reshape(() if axis is None else -1)
+
+
+def _sum_correction(remainder: np.ndarray) -> np.ndarray:
+    """Return -1, 0 or 1 per weight: the cheapest changes of rounding after which each kernel's remainders sum to less than a half."""
+    kernels = remainder.reshape(*remainder.shape[:-2], -1)
+    missing = np.rint(kernels.sum(-1, keepdims=True))
+    rank = kernels.argsort(-1).argsort(-1)  # 0: rounded up the most
+    up = rank >= kernels.shape[-1] - missing
+    down = rank < -missing
+    return (up.astype(np.float32) - down.astype(np.float32)).reshape(remainder.shape)
