@@ -50,7 +50,7 @@ def test_percentile_over_all_batches(tmp_path):
 def test_with_the_users_data():
     data = np.random.default_rng(0).standard_normal((64, 10))
     batches = CalibrationBatches(data, [InputSpec("x", (4, 10))])
-    table = collect(_run, batches, ["x"])
+    table = collect(_run, batches, ["x"], QuantizationConfig(method="minmax"))
     assert table["x"].batches == 16
     assert table["x"].high == np.float32(data.max())
 

@@ -77,3 +77,19 @@ def test_weights_that_are_not_finite(bad):
 def test_an_axis_that_is_not_there():
     with pytest.raises(ValueError, match="axis 2 is out of range"):
         quantize_weight(np.ones((2, 2)), axis=2)
+
+
+def test_preserved_sums():
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((32, 4, 3, 3)).astype(np.float32)
+    plain, scale = quantize_weight(weight, 0)
+    kept, same_scale = quantize_weight(weight, 0, preserve_sums=True)
+    np.testing.assert_array_equal(scale, same_scale)
+    assert np.abs(kept.astype(int) - plain).max() == 1
+    spread = scale.reshape(-1, 1, 1, 1)
+
+    def lost(quantized):
+        return np.abs((quantized - weight / spread).sum((2, 3)))
+
+    assert lost(kept).max() <= 1.01 < lost(plain).max()  # a half, and one more where the largest weight must not grow
+    assert np.abs(kept - weight / spread).max() <= 1.0

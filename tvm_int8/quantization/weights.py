@@ -28,9 +28,10 @@ def quantize_weight(
     name : str
         The tensor's name, for error messages.
     preserve_sums : bool
-        Round the taps of each KH x KW kernel (last two axes) so that their sum is kept, too. Activations are smooth, so the sum
-        is what most of a kernel's error meets: a rounded edge filter must not begin to see brightness. This is the best rounding
-        for inputs that are constant over the kernel, in the sense of AdaRound (Nagel et al. 2020, arXiv:2004.10568).
+        Round the taps of each KH x KW kernel (last two axes) so that their sum is kept, too. Activations are smooth,
+        so the sum is what most of a kernel's error meets: a rounded edge filter must not begin to see brightness.
+        This is the best rounding for inputs that are constant over the kernel, in the sense of AdaRound (Nagel et al.
+        2020, arXiv:2004.10568).
 
     Returns
     -------
@@ -71,7 +72,7 @@ def quantize_weight(
 
 
 def _sum_correction(remainder: np.ndarray) -> np.ndarray:
-    """Return -1, 0 or 1 per weight: the cheapest changes of rounding after which each kernel's remainders sum to less than a half."""
+    """Return -1, 0 or 1 per weight: the cheapest changes that leave each kernel's remainders a sum below a half."""
     kernels = remainder.reshape(*remainder.shape[:-2], -1)
     missing = np.rint(kernels.sum(-1, keepdims=True))
     rank = kernels.argsort(-1).argsort(-1)  # 0: rounded up the most
