@@ -60,7 +60,7 @@ def compile(
     quantization : QuantizationConfig, dict or None
         None compiles FP32 with the same schedules.
     tuning_logs : path, optional
-        Not consulted yet when empty: knobs then come from the CPU model.
+        No kernel is tuned: knobs come from the CPU model, so anything but None is refused.
     num_threads : int, optional
         Threads of the compiled module; default: TVM_NUM_THREADS or all cores.
     input_shapes : dict of name -> shape, optional
@@ -79,6 +79,9 @@ def compile(
     """
     config = _config(quantization)
     _check_threads(num_threads)
+    if tuning_logs is not None:
+        expected = "None: knobs come from the CPU model"
+        raise ConfigError("option 'tuning_logs'", repr(tuning_logs), expected, "leave it out")
     resolved = parse_target(target)
     if num_threads is not None:
         resolved = replace(resolved, cpu=replace(resolved.cpu, threads=num_threads))

@@ -25,8 +25,8 @@ def warn_data_free(stacklevel: int = 3) -> None:
         As in `warnings.warn`; 3 points at the caller of the function that calls this one.
     """
     message = (
-        "No calibration data was given: activation ranges are estimated from the batch-norm parameters and from "
-        "synthetic inputs, and the INT8 model may be noticeably less accurate than the float one. Pass calibration=... "
+        "No calibration data was given: activation ranges are estimated from synthetic inputs of zero mean and "
+        "unit variance, and the INT8 model may be noticeably less accurate than the float one. Pass calibration=... "
         "with some 100 to 500 typical inputs, preprocessed as for inference, or a table made from them with "
         "tvm_int8.calibrate(model, data)."
     )
