@@ -27,6 +27,7 @@ from tvm_int8.specs import LANES, Conv2d, Elementwise, Operand, Output, Program,
 from .dataflow import Dataflow, Rebuilder, rebuild
 from .expressions import Expr, Var, const_value, dtype_of, shape_of, vars_in
 from .groups import is_view, logical_shape
+from .observe import PACKED_OUTPUTS
 
 IMAGE = 4  # channel block of images with up to four channels
 PLAIN = 0
@@ -46,6 +47,9 @@ class _Layouts:
 
     def __init__(self, flow: Dataflow):
         self.flow = flow
+        attrs = flow.function.attrs
+        plain = int(attrs[PACKED_OUTPUTS]) if attrs and PACKED_OUTPUTS in attrs else len(flow.outputs)
+        self.plain_outputs = set(flow.outputs[:plain])
         self.block: dict[str, int] = {}  # name of a new variable -> its channel block, PLAIN when absent
         self.shape: dict[str, tuple] = {}  # name of a packed variable -> its logical shape
         self.converted: dict[tuple[str, int], Expr] = {}
@@ -93,7 +97,7 @@ class _Layouts:
         result = kernel_call(spec, inputs, constants_of(call), tensor_of(call), shape, stored_of(call))
         if out == PLAIN:
             return result
-        if self.flow.is_output(var):
+        if var in self.plain_outputs:
             packed = new.emit(result, f"{var.name}_packed")
             self._record(packed, out, spec.result.shape)
             plain = _converter(spec.layer, spec.result, PLAIN, packed, tensor_of(call), shape_of(var), stored_of(call))
@@ -107,16 +111,20 @@ class _Layouts:
 
     def _elementwise_block(self, spec: Elementwise, inputs) -> int:
         """The block its inputs are read in: packed when any of them is, or when one is broadcast."""
-        found = {self.block.get(e.name, PLAIN) if isinstance(e, Var) else PLAIN for e in inputs}
+        found = {self._cheapest_block(e) if isinstance(e, Var) else PLAIN for e in inputs}
         if LANES in found or any(o.kind in ("vector", "map") for o in spec.program.operands):
             return LANES
         return IMAGE if IMAGE in found else PLAIN
+
+    def _cheapest_block(self, var: Var) -> int:
+        """What a variable is stored in; packed when it is stored twice, for the network's caller and for kernels."""
+        return LANES if (var.name, LANES) in self.converted else self.block.get(var.name, PLAIN)
 
     def _preferred(self, var: Var) -> int:
         """Where the consumers want a tensor."""
         votes = set()
         stack = list(self.flow.consumers[var])
-        if self.flow.is_output(var):
+        if var in self.plain_outputs:
             votes.add(PLAIN)
         while stack:
             binding = stack.pop()

@@ -3,7 +3,8 @@
     main(x) -> y     becomes     main(x) -> (y..., point_1, point_2, ...)
 
 Ensures    the observed tensors are the ones that kernels of the quantised network will store, so the fused float
-           kernels deliver them as they are.
+           kernels deliver them as they are; attribute `packed_outputs` says where they begin among the outputs, and
+           AssignLayouts leaves them in whatever layout their kernels store.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from tvm import relax
 
 from .dataflow import Dataflow
 from .expressions import Var, substitute
+
+PACKED_OUTPUTS = "packed_outputs"
 
 
 @tvm.transform.module_pass(opt_level=0, name="Observe")
@@ -41,5 +44,6 @@ class Observe:
         seq = builder.normalize(relax.SeqExpr([relax.DataflowBlock(bindings)], body))
         out = mod.clone()
         observed = relax.Function(function.params, seq, seq.ty, function.is_pure, function.attrs)
+        observed = observed.with_attr(PACKED_OUTPUTS, len(flow.outputs))
         out.update_func(mod.get_global_var("main"), observed)
         return out

@@ -8,6 +8,7 @@ import tvm
 from tvm import relax
 
 from tvm_int8 import pipeline
+from tvm_int8.code_generation import TENSOR_IR
 from tvm_int8.errors import TvmInt8Error
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import shape_of
@@ -28,7 +29,7 @@ def lower_and_build(mod: tvm.IRModule, target: tvm.target.Target, cpu: Cpu):
     lowered = pipeline.lower(cpu)(mod)
     rows = kernel_rows(lowered)
     try:
-        executable = tvm.compile(lowered, target, relax_pipeline=pipeline.to_executable())
+        executable = tvm.compile(lowered, target, relax_pipeline=pipeline.to_executable(), tir_pipeline=TENSOR_IR)
     except Exception as error:  # LLVM and the Relax code generator raise whatever they like
         raise TvmInt8Error(
             "code generation",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
+from tvm_int8.code_generation import MarkReadersOfInputs
 from tvm_int8.config import QuantizationConfig
 from tvm_int8.errors import register_with_tvm
 from tvm_int8.passes.assign_layouts import AssignLayouts
@@ -89,6 +90,7 @@ def to_executable() -> tvm.transform.Pass:
     """Relax with scheduled functions -> what the virtual machine's code generator takes."""
     return tvm.transform.Sequential(
         [
+            MarkReadersOfInputs(),  # first, while the dataflow block is there
             relax.transform.ToNonDataflow(),
             relax.transform.RemovePurityChecking(),
             relax.transform.CallTIRRewrite(),
