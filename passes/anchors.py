@@ -13,7 +13,8 @@ from .conversions import conversion
 from .epilogue_expression import ACC, apply, channel, linearize, number, split_bias
 from .expressions import const_value, dtype_of, op_name, shape_of
 from .groups import logical_shape, slice_ranges
-from .quantized_values import dequantized, quantization_of, quantized_weight, real_weight
+from .quantization_parameters import quantization_of
+from .quantized_values import dequantized, dequantized_by_channel, quantized_weight, real_weight
 from .resize_tables import axis_table
 
 LARGEST_BIAS = 2**30  # an integer bias beyond this stays a float32 addition
@@ -30,8 +31,10 @@ def convolution(group) -> relax.Call:
     out_axis, groups = (1 if transposed else 0), int(call.attrs.groups)
     data_shape, channels_out = shape_of(call.args[0]), shape_of(call)[1]
     quantized, weight = dequantized(group.flow, call.args[0]), quantized_weight(group.flow, call.args[1], out_axis)
+    if not transposed and groups == data_shape[1] == channels_out:
+        quantized = quantized or dequantized_by_channel(group.flow, call.args[0])
     integer = quantized is not None and quantized.dtype == "uint8" and weight is not None
-    bias = np.zeros(channels_out, np.float64)
+    bias, pad_value = np.zeros(channels_out, np.float64), 0
     if integer:
         group.add_input(quantized.source, "uint8", data_shape)
         values, weight_scale = weight
@@ -39,6 +42,7 @@ def convolution(group) -> relax.Call:
         value = apply("mul", ACC, channel(quantized.scale * per_channel.astype(np.float64)))
         sums = _weight_sums(values, transposed, groups)
         bias -= quantized.zero_point * sums
+        pad_value = _same_everywhere(quantized.zero_point)
     else:
         group.add_input(call.args[0], "float32", data_shape)
         values, value = real_weight(group.flow, call.args[1]), ACC
@@ -63,12 +67,20 @@ def convolution(group) -> relax.Call:
         padding=_ints(call.attrs.padding),
         dilation=_ints(call.attrs.dilation),
         groups=groups,
-        pad_value=quantized.zero_point if integer else 0,
+        pad_value=pad_value,
         transposed=transposed,
     )
     bias = np.clip(bias, -(2**31), 2**31 - 1).astype(np.int32) if integer else bias.astype(np.float32)
     constants = [("weight", values), ("bias", bias), *(("channel", c) for c in channels)]
+    if pad_value is None:
+        constants.append(("pad", quantized.zero_point.astype(np.uint8)))
     return group.order(spec, [group.inputs[0], *(group.inputs[i] for i in used)], constants)
+
+
+def _same_everywhere(zero_point) -> int | None:
+    """The zero point of all channels, or None where they differ."""
+    values = np.unique(zero_point)
+    return int(values[0]) if len(values) == 1 else None
 
 
 def _weight_sums(weight: np.ndarray, transposed: bool, groups: int) -> np.ndarray:

@@ -7,23 +7,23 @@ from tvm import relax
 from tvm_int8.kernel_op import kernel_call
 from tvm_int8.specs import Elementwise, Operand, Tensor
 
-from .epilogue_expression import apply, linearize, number, tensor, with_output
+from .epilogue_expression import dequantized_tensor, linearize, tensor, with_output
 from .expressions import dtype_of, op_name, shape_of
 from .groups import is_packable, logical_shape
-from .quantized_values import quantization_of
+from .quantization_parameters import any_quantization_of
 
 
 def conversion(call: relax.Call, layer: str, name: str) -> relax.Call | None:
-    """The order for a per-tensor quantize or dequantize of a packable tensor; None where there is no kernel."""
-    source, found = call.args[0], quantization_of(call)
+    """The order for a quantize or dequantize of a packable tensor; None where there is no kernel."""
+    source, found = call.args[0], any_quantization_of(call)
     if found is None or not is_packable(call) or dtype_of(source) not in ("float32", "uint8", "int8"):
         return None
     scale, zero_point = found
     if op_name(call) == "quantize":
         root, output = with_output(tensor(0, Operand("tensor")), dtype_of(call), scale, zero_point)
     else:
-        loaded = tensor(0, Operand("tensor", dtype_of(source), zero_point))
-        root, output = with_output(apply("mul", loaded, number(scale)), "float32", 1.0, 0)
+        loaded = dequantized_tensor(0, "tensor", dtype_of(source), scale, zero_point)
+        root, output = with_output(loaded, "float32", 1.0, 0)
     stored = found if op_name(call) == "quantize" else None
     shape = logical_shape(shape_of(call))
     program, channels, _ = linearize(root, 1)

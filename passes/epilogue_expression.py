@@ -100,13 +100,22 @@ def uses(root: Node) -> Counter:
     return count
 
 
-def scaled(root: Node, factor: float) -> Node:
-    """factor * root (factor > 0), with the factor pushed towards the leaves where that costs nothing."""
-    count = uses(root)
+def dequantized_tensor(index: int, kind: str, dtype: str, scale, zero_point) -> Node:
+    """scale * (q - zero_point) of the kernel's integer tensor number `index`; scale and zero point numbers or [C]."""
+    if np.ndim(zero_point) == 0:
+        loaded = tensor(index, Operand(kind, dtype, int(zero_point)))
+    else:
+        loaded = apply("add", tensor(index, Operand(kind, dtype)), _constant(-np.asarray(zero_point, np.float64)))
+    return apply("mul", loaded, _constant(scale))
+
+
+def scaled(root: Node, scale) -> Node:
+    """root * scale (positive, a number or [C]), pushed towards the leaves where that costs nothing."""
+    count, factor = uses(root), _constant(scale)
 
     def push(node: Node) -> Node:
         if not node.constant and count[id(node)] > 1:
-            return apply("mul", node, number(factor))
+            return apply("mul", node, factor)
         if node.op in ("add", "max", "min"):
             return apply(node.op, *(push(arg) for arg in node.args))
         if node.op == "prelu":
@@ -115,7 +124,19 @@ def scaled(root: Node, factor: float) -> Node:
             first = node.args[0]
             if first.op == "mul" and first.args[1].constant and count[id(first)] == 1:
                 return Node("mul", (push(first), node.args[1]))
-        return apply("mul", node, number(factor))
+        return apply("mul", node, factor)
+
+    return push(root)
+
+
+def shifted(root: Node, offset) -> Node:
+    """root + offset (a number or [C]), pushed through clamps."""
+    count, addend = uses(root), _constant(offset)
+
+    def push(node: Node) -> Node:
+        if node.op in ("max", "min") and count[id(node)] <= 1:
+            return apply(node.op, *(push(arg) for arg in node.args))
+        return apply("add", node, addend)
 
     return push(root)
 
@@ -150,10 +171,19 @@ def split_bias(root: Node) -> tuple[Node, Node | None, Node | None]:
     return (stripped, *found[0]) if len(found) == 1 else (root, None, None)
 
 
-def split_clamp(root: Node) -> tuple[Node, float, float]:
-    """Peel trailing max / min by numbers off: (root, low, high)."""
+def split_clamp(root: Node, bottom: float = -math.inf, top: float = math.inf) -> tuple[Node, float, float]:
+    """Peel trailing max / min by numbers off: (root, low, high).
+
+    Also those by channel that change nothing once the result is rounded and clamped to the integers bottom .. top.
+    """
     low, high = -math.inf, math.inf
-    while root.op in ("max", "min") and root.args[1].op == "number":
+    while root.op in ("max", "min") and root.args[1].constant:
+        if root.args[1].op == "channel":
+            bounds = root.args[1].value
+            if (bounds > bottom + 0.5).any() if root.op == "max" else (bounds < top - 0.5).any():
+                break
+            root = root.args[0]
+            continue
         value = root.args[1].value
         if root.op == "max":
             if value > high:
@@ -255,12 +285,20 @@ def _step(node: Node, slots: dict[int, str]) -> list:
     return ["fma", *(slots[id(arg)] for arg in product.args), slots[id(other)]]
 
 
-def with_output(root: Node, dtype: str, scale: float, zero_point: int) -> tuple[Node, Output]:
-    """The expression in units of the output, and how it is stored; trailing clamps are absorbed."""
+def with_output(root: Node, dtype: str, scale, zero_point) -> tuple[Node, Output]:
+    """The expression in units of the output, and how it is stored; trailing clamps are absorbed.
+
+    Scale and zero point are numbers or [C]; zero points that differ are added before rounding instead of behind it.
+    """
     if dtype == "float32":
         root, low, high = split_clamp(root)
         return root, Output("float32", 0, low, high)
     info = np.iinfo(dtype)
-    root, low, high = split_clamp(scaled(root, 1.0 / scale))
+    root, common = scaled(root, 1.0 / np.asarray(scale, np.float64)), _constant(zero_point)
+    if common.op == "channel":
+        root, zero_point = shifted(root, zero_point), 0
+    else:
+        zero_point = int(common.value)
     bottom, top = float(info.min - zero_point), float(info.max - zero_point)
+    root, low, high = split_clamp(root, bottom, top)
     return root, Output(dtype, zero_point, min(max(low, bottom), top), max(min(high, top), bottom))

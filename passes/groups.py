@@ -17,6 +17,7 @@ from tvm import relax
 from .dataflow import Dataflow
 from .elementwise_ops import data_operands, is_elementwise
 from .expressions import Expr, Var, const_value, dtype_of, op_name, shape_of
+from .quantization_parameters import any_quantization_of, quantization_of
 
 #: Anchors: how many element-wise operators they take in. Movers of data take none, only a quantize.
 CONVOLUTIONS = ("nn.conv2d", "nn.conv2d_transpose")
@@ -247,6 +248,7 @@ def _leaving(region: set[Var], flow: Dataflow, outputs_leave: bool = False) -> s
 def _absorb_quantize(group: Group, flow: Dataflow) -> None:
     user = flow.only_consumer(group.exit)
     if user is not None and op_name(user.value) == "quantize" and dtype_of(user.value) in ("uint8", "int8"):
-        scale = const_value(user.value.args[1])
-        if scale is not None and scale.size == 1:
+        with_program = group.anchor is None or op_name(group.anchor.value) in WITH_EPILOGUE
+        found = any_quantization_of(user.value) if with_program else quantization_of(user.value)
+        if found is not None:
             group.quantize = user

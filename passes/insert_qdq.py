@@ -3,9 +3,9 @@
     conv2d(x, w)   ->   conv2d(dequantize(quantize(x)), dequantize(w_int8))
 
 Requires   a canonical float module (after DenseToConv2d), and a range for every point of the plan.
-Ensures    activations uint8 per tensor (asymmetric), weights int8 symmetric, per output channel unless configured
-           otherwise; biases stay float32 (their integers follow from the scales); tensors that only move keep the
-           scale they had.
+Ensures    activations uint8 per tensor (asymmetric), or per channel where only depthwise convolutions read them;
+           weights int8 symmetric, per output channel unless configured otherwise; biases stay float32 (their integers
+           follow from the scales); tensors that only move keep the scale they had.
 Method     Krishnamoorthi 2018 (arXiv:1806.08342); QDQ as in ONNX Runtime and TensorRT.
 """
 
@@ -39,13 +39,15 @@ class InsertQdq:
         done: set[Var] = set()
 
         def pair(var: Var, new: Rebuilder) -> None:
-            scale, zero_point = self.table.scale_zero_point(plan.origin(var).name, self.config.activation_dtype)
-            arguments = constant(np.asarray(scale, np.float32)), constant(np.asarray(zero_point, np.uint8))
-            quantized = relax.op.quantize(
-                new.translate(var), *arguments, axis=-1, out_dtype=self.config.activation_dtype
-            )
+            dtype, found, axis = self.config.activation_dtype, None, -1
+            if var in plan.by_channel:
+                found, axis = self.table.channel_scale_zero_point(var.name, dtype), 1
+            if found is None:
+                found, axis = self.table.scale_zero_point(plan.origin(var).name, dtype), -1
+            arguments = constant(np.asarray(found[0], np.float32)), constant(np.asarray(found[1], np.uint8))
+            quantized = relax.op.quantize(new.translate(var), *arguments, axis=axis, out_dtype=dtype)
             stored = new.emit(quantized, f"{var.name}_quantized")
-            new.redirect(var, new.emit(relax.op.dequantize(stored, *arguments, axis=-1), f"{var.name}_dequantized"))
+            new.redirect(var, new.emit(relax.op.dequantize(stored, *arguments, axis=axis), f"{var.name}_dequantized"))
             done.add(var)
 
         def rewrite(binding, _value: Expr, new: Rebuilder) -> Expr | None:

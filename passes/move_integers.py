@@ -13,7 +13,7 @@ from tvm import relax
 
 from .dataflow import Dataflow, Rebuilder, rebuild
 from .expressions import Expr, dtype_of, op_name
-from .quantized_values import quantization_of
+from .quantization_parameters import quantization_of
 
 MOVERS = ("reshape", "permute_dims", "strided_slice", "take")
 

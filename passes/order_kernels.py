@@ -25,10 +25,11 @@ from . import anchors
 from .conversions import conversion
 from .dataflow import Dataflow, Rebuilder, rebuild
 from .elementwise_ops import constant_node, expression, is_elementwise
-from .epilogue_expression import ACC, Node, apply, linearize, number, tensor, with_output
+from .epilogue_expression import ACC, Node, dequantized_tensor, linearize, tensor, with_output
 from .expressions import Expr, Var, const_value, dtype_of, op_name, shape_of
 from .groups import Group, fusion_groups, is_view, logical_shape
-from .quantized_values import dequantized, quantization_of, through_views
+from .quantization_parameters import any_quantization_of
+from .quantized_values import dequantized, dequantized_by_channel, through_views
 
 
 @tvm.transform.module_pass(opt_level=0, name="OrderKernels")
@@ -91,12 +92,12 @@ class KernelOrder:
         """The call for a finished spec."""
         return kernel_call(spec, inputs, constants, self.exit.name, self.shape, self._stored())
 
-    def _stored(self) -> tuple[float, int] | None:
+    def _stored(self):
         """How the integers the kernel delivers are to be read."""
         if self.group.quantize is not None:
-            return quantization_of(self.group.quantize.value)
+            return any_quantization_of(self.group.quantize.value)
         readers = (user.value for user in self.flow.consumers[self.exit])
-        return next((quantization_of(call) for call in readers if op_name(call) == "dequantize"), None)
+        return next((any_quantization_of(call) for call in readers if op_name(call) == "dequantize"), None)
 
     def result(self, output) -> Tensor:
         """Description of what the kernel delivers."""
@@ -136,17 +137,15 @@ class KernelOrder:
         own = (1,) * (len(shape) - len(own)) + tuple(own)
         logical, full = logical_shape(own), logical_shape(shape)
         kind = "tensor" if logical == full else "vector" if logical[1] == full[1] else "map"
-        quantized = dequantized(self.flow, expr)
+        quantized = dequantized(self.flow, expr) or dequantized_by_channel(self.flow, expr)
         if quantized is None:
             return tensor(self.add_input(expr, "float32", own), Operand(kind))
         index = self.add_input(quantized.source, quantized.dtype, own)
-        return apply(
-            "mul", tensor(index, Operand(kind, quantized.dtype, quantized.zero_point)), number(quantized.scale)
-        )
+        return dequantized_tensor(index, kind, quantized.dtype, quantized.scale, quantized.zero_point)
 
     def output(self, root: Node):
         """(root in output units, Output) for the group's quantize, or for float32."""
         if self.group.quantize is None:
             return with_output(root, "float32", 1.0, 0)
         call = self.group.quantize.value
-        return with_output(root, dtype_of(call), *quantization_of(call))
+        return with_output(root, dtype_of(call), *any_quantization_of(call))

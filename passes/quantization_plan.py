@@ -39,10 +39,14 @@ class Unit:
 
 @dataclass
 class QuantizationPlan:
-    """quantized: tensors to store as integers; source: tensor -> tensor whose scale it takes over."""
+    """quantized: tensors to store as integers; source: tensor -> tensor whose scale it takes over.
+
+    by_channel: those whose channels have scales and zero points of their own.
+    """
 
     units: list[Unit] = field(default_factory=list)
     quantized: dict[Var, None] = field(default_factory=dict)  # an ordered set
+    by_channel: set[Var] = field(default_factory=set)
     source: dict[Var, Var] = field(default_factory=dict)
 
     def origin(self, var: Var) -> Var:
@@ -56,6 +60,8 @@ class QuantizationPlan:
         found = {}
         for unit in self.units:
             if unit.kind != "float" and unit.group is not None and unit.output in self.quantized:
+                if unit.output in self.by_channel:
+                    continue
                 readers = [reader for reader in self.units if unit.output in reader.inputs]
                 if all(reader.kind == "compute" for reader in readers) and equalizable(flow, unit.group):
                     found[unit.output.name] = unit.group
@@ -95,7 +101,30 @@ def plan_quantization(flow: Dataflow, config: QuantizationConfig) -> Quantizatio
             and unit.inputs[0] in plan.quantized
         ):
             plan.source[unit.output] = unit.inputs[0]
+    if config.per_channel_depthwise:
+        plan.by_channel = {
+            unit.output
+            for unit in plan.units
+            if unit.output in plan.quantized and _delivers_channels(unit) and not flow.is_output(unit.output)
+            if all(_reads_channels(reader, unit.output) for reader in readers[unit.output])
+        }
     return plan
+
+
+def _delivers_channels(unit: Unit) -> bool:
+    """Whether the unit's kernel can store every channel in a scale of its own: its epilogue does the scaling."""
+    return unit.group is not None and not unit.same_scale and (unit.kind == "compute" or unit.group.anchor is None)
+
+
+def _reads_channels(unit: Unit, var: Var) -> bool:
+    """Whether a unit computes in INT8 and keeps the channels of `var` apart: a depthwise convolution's data."""
+    if unit.kind != "compute" or unit.inputs.count(var) != 1:
+        return False
+    call = unit.group.anchor.value
+    channels = shape_of(var)[1] if len(shape_of(var)) == 4 else None
+    return (
+        op_name(call) == "nn.conv2d" and call.args[0] == var and int(call.attrs.groups) == channels == shape_of(call)[1]
+    )
 
 
 def _quantizable(var: Expr) -> bool:

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from tvm import relax
 
 from .dataflow import Dataflow
 from .expressions import Expr, const_value, dtype_of, op_name
 from .groups import is_view
+from .quantization_parameters import channel_quantization_of, quantization_of
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """real = scale * (source - zero_point)."""
+    """real = scale * (source - zero_point); scale and zero point are numbers, or [C] where each channel has its own."""
 
     source: Expr
     dtype: str
-    scale: float
-    zero_point: int
-
-
-def quantization_of(call: relax.Call) -> tuple[float, int] | None:
-    """(scale, zero point) of a per-tensor quantize or dequantize; None when per channel or not constant."""
-    scale, zero_point = const_value(call.args[1]), const_value(call.args[2])
-    if scale is None or zero_point is None or scale.size != 1 or zero_point.size != 1:
-        return None
-    return float(scale.reshape(-1)[0]), int(zero_point.reshape(-1)[0])
+    scale: Any
+    zero_point: Any
 
 
 def through_views(flow: Dataflow, expr: Expr, until: Container[Expr] = ()) -> Expr:
@@ -43,10 +36,18 @@ def through_views(flow: Dataflow, expr: Expr, until: Container[Expr] = ()) -> Ex
 
 def dequantized(flow: Dataflow, expr: Expr) -> Quantized | None:
     """What lies behind an activation that is a per-tensor dequantize of 8-bit integers."""
-    value = flow.value(through_views(flow, expr))
+    return _dequantized(flow.value(through_views(flow, expr)), quantization_of)
+
+
+def dequantized_by_channel(flow: Dataflow, expr: Expr) -> Quantized | None:
+    """What lies behind an activation that is a dequantize per channel of 8-bit integers."""
+    return _dequantized(flow.value(expr), channel_quantization_of)
+
+
+def _dequantized(value: Expr, quantization) -> Quantized | None:
     if op_name(value) != "dequantize" or dtype_of(value.args[0]) not in ("uint8", "int8"):
         return None
-    if const_value(value.args[0]) is not None or (found := quantization_of(value)) is None:
+    if const_value(value.args[0]) is not None or (found := quantization(value)) is None:
         return None
     return Quantized(value.args[0], dtype_of(value.args[0]), *found)
 

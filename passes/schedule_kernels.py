@@ -90,5 +90,5 @@ def _row(spec: Spec, kernel, function: str, tensor: str, stored) -> dict:
         "macs": int(getattr(spec, "macs", 0)),
         "bytes": int(moved + sum(c.nbytes for c in kernel.constants)),
         "result": {"shape": list(spec.result.shape), "dtype": spec.result.dtype, "block": spec.result.block},
-        "stored": list(stored) if stored is not None else None,
+        "stored": [values.tolist() for values in stored] if stored is not None else None,
     }

@@ -16,7 +16,7 @@ from tvm import relax
 
 from .dataflow import Dataflow, Rebuilder, rebuild
 from .expressions import Expr, constant, dtype_of, op_name
-from .quantized_values import quantization_of
+from .quantization_parameters import quantization_of
 
 SHIFT = 128
 

@@ -140,7 +140,12 @@ class Conv2dRule(Rule):
     """Any `Conv2d` spec whose data has channel blocks of 16 or 4."""
 
     def applies(self, spec, cpu: Cpu) -> bool:
-        return isinstance(spec, Conv2d) and spec.inputs[0].block in (4, LANES) and spec.result.block == LANES
+        return (
+            isinstance(spec, Conv2d)
+            and spec.inputs[0].block in (4, LANES)
+            and spec.result.block == LANES
+            and spec.pad_value is not None
+        )
 
     def build(self, spec: Conv2d, constants: Constants, cpu: Cpu, knobs: dict | None = None) -> Kernel:
         return _Builder(spec, constants, cpu, knobs).build()

@@ -104,9 +104,16 @@ class Body:
         bias = np.zeros(self.spec.result.shape[1], self.acc_dtype) if bias is None else np.asarray(bias, self.acc_dtype)
         return [pad_channels(bias), *self.epilogue.channel_arrays()]
 
+    def pad_array(self) -> list[np.ndarray]:
+        """[CB, 4 equal pixels, 16]: what padding holds where every channel has its own zero point; else nothing."""
+        if self.spec.pad_value is not None:
+            return []
+        blocks = pad_channels(np.asarray(self.constants.pad, np.uint8)).reshape(-1, 1, LANES)
+        return [np.repeat(blocks, PIXELS, axis=1)]
+
     def build(self) -> Kernel:
-        """The kernel: data, tensor operands, weight, bias, channel operands, output."""
-        weight, (bias, *channels) = self.packed_weight(), self.per_channel_arrays()
+        """The kernel: data, tensor operands, weight, bias, channel operands, zero points of padding, output."""
+        weight, (bias, *channels), pad = self.packed_weight(), self.per_channel_arrays(), self.pad_array()
         tensors = self.epilogue.tensor_parameters()
         with KernelBuilder(self.name()) as k:
             self.data, *rest = k.arguments(
@@ -115,13 +122,15 @@ class Body:
                 ("weight", weight.shape, str(weight.dtype)),
                 ("bias", bias.shape, self.acc_dtype),
                 *((f"channel{i}", array.shape, "float32") for i, array in enumerate(channels)),
+                *(("pad", array.shape, "uint8") for array in pad),
                 ("out", self.spec.result.physical_shape, self.spec.result.dtype),
             )
             self.tensors, rest = rest[: len(tensors)], rest[len(tensors) :]
-            self.weight, self.bias, *self.channels, self.out = rest
+            self.weight, self.bias, *rest, self.out = rest
+            self.channels, self.pad = rest[: len(channels)], rest[len(channels) :]
             self.epilogue.bind(self.tensors, self.channels)
             self._emit()
-        return Kernel(k.func, (weight, bias, *channels), k.name, self.knobs)
+        return Kernel(k.func, (weight, bias, *channels, *pad), k.name, self.knobs)
 
     def name(self) -> str:
         """depthwise_conv2d_<form>_<kernel>_<strides>."""
@@ -150,18 +159,23 @@ class Body:
             source, base = let(first * self.spec.strides[0] + row - top), row * g.pitch + g.row_start
             with T.If(T.And(source >= 0, source < height)):
                 with T.Then():
-                    self._fill(base, min(left, g.padded_width))
+                    self._fill(plane, base, min(left, g.padded_width))
                     from_pixel = (plane * height + source) * width
                     self._copy(base + left, from_pixel, copied)
-                    self._fill(base + left + copied, g.padded_width - left - copied)
+                    self._fill(plane, base + left + copied, g.padded_width - left - copied)
                 with T.Else():
-                    self._fill(base, g.padded_width)
+                    self._fill(plane, base, g.padded_width)
 
-    def _fill(self, pixel, count: int) -> None:
-        dtype = self.spec.inputs[0].dtype
+    def _fill(self, plane, pixel, count: int) -> None:
+        dtype, block = self.spec.inputs[0].dtype, plane % self.spec.result.channel_blocks
+
+        def zeros(lanes):
+            if self.pad:
+                return load(self.pad[0], block * (PIXELS * LANES), lanes)
+            return const(self.spec.pad_value, dtype, lanes)
 
         def one(i, lanes):
-            store(self.padded, (pixel + i) * LANES, const(self.spec.pad_value, dtype, lanes), lanes)
+            store(self.padded, (pixel + i) * LANES, zeros(lanes), lanes)
 
         each_pixel(count, PIXELS, one)
 

@@ -24,19 +24,20 @@ class Constants:
     weight : OIHW (IOHW when transposed), int8 or float32, or None
     bias : [O], int32 for integer data (zero-point correction included), float32 otherwise, or None
     channels : one float32 [C] per "channel" operand of the program, in order
+    pad : uint8 [C], the data's zero points where each channel has its own, or None
     """
 
     weight: np.ndarray | None = None
     bias: np.ndarray | None = None
     channels: Sequence[np.ndarray] = field(default_factory=tuple)
+    pad: np.ndarray | None = None
 
     @staticmethod
     def of(roles: Sequence[tuple[str, np.ndarray]]) -> Constants:
         """From (role, array) pairs, as kernel orders carry them."""
         single = {role: array for role, array in roles if role != "channel"}
-        return Constants(
-            single.get("weight"), single.get("bias"), tuple(array for role, array in roles if role == "channel")
-        )
+        channels = tuple(array for role, array in roles if role == "channel")
+        return Constants(single.get("weight"), single.get("bias"), channels, single.get("pad"))
 
 
 class Rule:

@@ -1,4 +1,4 @@
-"""From scheduled functions to what LLVM's code generator takes: TensorIR's last passes, those that kernels need only."""
+"""From scheduled functions to what LLVM's code generator takes: those of TensorIR's last passes that kernels need."""
 
 from __future__ import annotations
 

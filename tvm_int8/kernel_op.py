@@ -39,17 +39,18 @@ def kernel_call(
     constants: list[tuple[str, np.ndarray]],
     tensor: str,
     shape,
-    stored: tuple[float, int] | None = None,
+    stored=None,
 ) -> relax.Call:
     """Order a kernel.
 
     Parameters
     ----------
     inputs : the tensors of `spec.inputs`, in order
-    constants : (role, array) with roles "weight", "bias", "channel" (repeated, in the order of the program's operands)
+    constants : (role, array) with roles "weight", "bias", "channel" (repeated, in the order of the program's operands),
+        "pad"
     tensor : the name in the float model of what the kernel delivers
     shape : the result's Relax shape
-    stored : (scale, zero point) of an integer result, None for float32
+    stored : (scale, zero point) of an integer result, numbers or [C]; None for float32
     """
     attrs = tvm.ir.make_node(
         "ir.DictAttrs",
@@ -58,7 +59,7 @@ def kernel_call(
         constants=[role for role, _ in constants],
         shape=[int(s) for s in shape],
         dtype=spec.result.dtype,
-        stored=[float(stored[0]), float(stored[1])] if stored is not None else [],
+        stored=[float(v) for values in stored for v in np.ravel(values)] if stored is not None else [],
     )
     return relax.Call(OP, [*inputs, *(relax.const(np.ascontiguousarray(a), str(a.dtype)) for _, a in constants)], attrs)
 
@@ -78,10 +79,10 @@ def tensor_of(call: relax.Call) -> str:
     return str(call.attrs["tensor"])
 
 
-def stored_of(call: relax.Call) -> tuple[float, int] | None:
-    """(scale, zero point) of an integer result."""
-    values = [float(v) for v in call.attrs["stored"]]
-    return (values[0], int(values[1])) if values else None
+def stored_of(call: relax.Call) -> tuple[np.ndarray, np.ndarray] | None:
+    """(scale, zero point) of an integer result, each [1] or [C]."""
+    values = np.array([float(v) for v in call.attrs["stored"]])
+    return tuple(values.reshape(2, -1)) if values.size else None
 
 
 def inputs_of(call: relax.Call) -> list:

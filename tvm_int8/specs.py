@@ -148,7 +148,7 @@ class Conv2d(Spec):
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
-    pad_value: int = 0  # zero point of the data
+    pad_value: int | None = 0  # zero point of the data; None: one per channel, the constant "pad"
     transposed: bool = False
 
     @property

@@ -100,3 +100,32 @@ def test_scale_over_scale_is_nothing():
     scale = np.float32(0.0123)
     root, output = with_output(apply("mul", ACC, number(scale)), "uint8", float(scale), 7)
     assert root is ACC and output.zero_point == 7
+
+
+SCALES, ZEROS = np.array([0.5, 0.02, 0.1]), np.array([3, 0, 200])
+
+
+@pytest.mark.parametrize("op", ["prelu", "max", "min", "relu6"])
+def test_channels_in_scales_of_their_own(op, acc):
+    """What with_output stores is quantize() per channel of the expression, up to the order of rounding."""
+    root = apply("add", apply("mul", ACC, SCALE), BIAS)
+    if op == "relu6":
+        root = apply("min", apply("max", root, number(0.0)), number(6.0))
+    else:
+        root = apply(op, root, number(0.1))
+    real = value(root, acc)
+    root, output = with_output(root, "uint8", SCALES, ZEROS)
+    assert (output.zero_point, output.low, output.high) == (0, 0.0, 255.0)
+    stored = arithmetic.store(value(root, acc), output)
+    expected = arithmetic.quantize(real, SCALES.reshape(1, 3, 1), ZEROS.reshape(1, 3, 1))
+    assert np.abs(stored.astype(int) - expected).max() <= 1
+
+
+def test_a_clamp_that_saturation_implies_is_dropped():
+    root = apply("min", apply("max", apply("mul", ACC, SCALE), number(0.0)), number(6.0))
+    root, output = with_output(root, "uint8", np.array([6.0, 3.0, 0.6]) / 255, np.zeros(3))
+    assert root.op == "mul" and root.args[0] is ACC
+    assert (output.low, output.high) == (0.0, 255.0)
+    root = apply("min", apply("mul", ACC, SCALE), number(6.0))
+    root, _ = with_output(root, "uint8", np.array([12.0, 3.0, 0.6]) / 255, np.zeros(3))
+    assert root.op == "min"

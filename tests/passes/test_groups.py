@@ -93,16 +93,23 @@ def test_a_quantize_belongs_to_the_group_only_when_nobody_else_reads_its_data():
     assert group.quantize is None
 
 
-@pytest.mark.parametrize("dtype", ["int16", "uint8"])
-def test_only_per_tensor_bytes_are_stored(dtype):
-    scale = constant(f32(8, low=0.1)) if dtype == "uint8" else scalar(0.1, "float32")
-    zero_point = constant(np.zeros(8, "uint8")) if dtype == "uint8" else scalar(0, dtype)
-
+def test_only_bytes_are_stored():
     def body(emit, x):
-        return emit(op.quantize(conv(emit, x), scale, zero_point, axis=1, out_dtype=dtype))
+        return emit(op.quantize(conv(emit, x), scalar(0.1, "float32"), scalar(0, "int16"), axis=1, out_dtype="int16"))
 
     (group,) = groups_of(body)
     assert group.quantize is None
+
+
+@pytest.mark.parametrize("computes", [True, False])
+def test_what_computes_stores_channels_in_scales_of_their_own(computes):
+    def body(emit, x):
+        y = conv(emit, x) if computes else emit(op.nn.pad(x, [0, 0, 0, 0, 1, 1, 1, 1]))
+        arguments = constant(f32(8, low=0.1)), constant(np.zeros(8, "uint8"))
+        return emit(op.quantize(y, *arguments, axis=1, out_dtype="uint8"))
+
+    (group,) = groups_of(body)
+    assert (group.quantize is not None) == computes
 
 
 def test_movers_take_in_a_quantize_and_nothing_else():

@@ -139,3 +139,29 @@ def test_integers_are_no_quantisation_points():
     plan = planned(body, x=SHAPE, index=(8,))
     assert all(str(var.ty.dtype) == "float32" for var in plan.quantized)
     assert "index" not in names(plan.quantized)
+
+
+def depthwise(emit, x, name):
+    return emit(op.nn.conv2d(x, const(8, 1, 3, 3), padding=1, groups=8), name)
+
+
+@pytest.mark.parametrize(
+    "body, by_channel",
+    [
+        (lambda emit, x: depthwise(emit, conv(emit, x, "first"), "dw"), {"first"}),
+        (lambda emit, x: depthwise(emit, x, "dw"), set()),  # an input
+        (lambda emit, x: depthwise(emit, emit(op.nn.max_pool2d(conv(emit, x, "c")), "pool"), "dw"), set()),
+    ],
+)
+def test_depthwise_convolutions_read_channels_in_scales_of_their_own(body, by_channel):
+    plan = planned(body)
+    assert set(names(plan.by_channel)) == by_channel
+    assert not planned(body, config=QuantizationConfig(per_channel_depthwise=False)).by_channel
+
+
+def test_what_another_layer_reads_too_has_one_scale():
+    def body(emit, x):
+        y = conv(emit, x, "first")
+        return emit(op.add(depthwise(emit, y, "dw"), conv(emit, y, "second")), "sum")
+
+    assert not planned(body).by_channel

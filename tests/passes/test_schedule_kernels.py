@@ -78,7 +78,7 @@ def test_rows_say_what_each_call_is(placed):
     assert [row["layer"] for row in layers] == ["/first/conv", "/second/conv", "/third/conv"]
     assert {row["precision"] for row in layers} == {"int8"}
     assert {row["macs"] for row in layers} == {20 * 20 * 9 * 9 * 9}
-    assert [row["stored"][1] for row in layers] == [0, 0, 0]
+    assert [row["stored"][1] for row in layers] == [[0], [0], [0]]
     assert all(row["bytes"] > 0 for row in found)
 
 

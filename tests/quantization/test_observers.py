@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 
 from tvm_int8.errors import CalibrationError
-from tvm_int8.quantization.observers import MAX_BINS, HistogramObserver, MinMaxObserver
+from tvm_int8.quantization.observers import (
+    EXPECTED_INPUTS,
+    MAX_BINS,
+    ChannelObserver,
+    HistogramObserver,
+    MinMaxObserver,
+)
 
 
 def _observed(batches, observer_class=HistogramObserver):
@@ -161,3 +167,34 @@ def test_a_million_values_take_milliseconds():
         observer.update(values, index)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.05  # 2 ms on Zen 4; the rest is room for a busy machine
+
+
+def _channels(batches):
+    observer = ChannelObserver()
+    for batch in batches:
+        observer.update(batch)
+    return observer.statistics()
+
+
+def test_channels_do_not_depend_on_how_inputs_were_batched():
+    values = np.random.default_rng(0).standard_normal((12, 3, 5, 5)).astype(np.float32)
+    whole, single = _channels([values]), _channels(values[:, None])
+    for name in ("low", "high", "mean", "mean_square"):
+        np.testing.assert_allclose(getattr(whole, name), getattr(single, name), rtol=1e-6)
+    np.testing.assert_allclose(whole.mean, values.mean((0, 2, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("inputs", [8, 32, 128])
+def test_channels_expect_what_few_inputs_did_not_reach(inputs):
+    """The extremes of EXPECTED_INPUTS inputs, predicted from a few: within half of what the few fall short."""
+    values = np.random.default_rng(1).exponential(size=(EXPECTED_INPUTS, 64, 400)).astype(np.float32)
+    expected = np.asarray(_channels([values[:inputs]]).high).mean()
+    seen, reached = values[:inputs].max((0, 2)).mean(), values.max((0, 2)).mean()
+    assert abs(expected - reached) < 0.5 * (reached - seen)
+
+
+def test_bounds_stay_bounds():
+    values = np.random.default_rng(2).standard_normal((16, 4, 200)).clip(0, 0.5)
+    statistics = _channels([values])
+    assert set(statistics.low) == {0.0} and set(statistics.high) == {0.5}
+    assert _channels([values[:1]]).high == (0.5,) * 4  # a single input says nothing about others

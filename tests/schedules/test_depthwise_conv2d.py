@@ -1,6 +1,7 @@
 """DepthwiseConv2dRule: every shape, both bodies, to the last bit."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,6 +107,15 @@ SHAPES = {
 def test_shapes(shape, dtype):
     output = U8 if dtype == "uint8" else Output("float32")
     check(spec_of(**SHAPES[shape], dtype=dtype, output=output))
+
+
+@pytest.mark.isa("avx512vnni")
+@pytest.mark.parametrize("shape", ["3x3", "3x3 stride 2", "3x3 stride 3", "5x5", "one row", "many rows"])
+@pytest.mark.parametrize("channels", [16, 40])
+def test_padding_holds_every_channels_own_zero_point(shape, channels):
+    spec = replace(spec_of(n=2, **SHAPES[shape] | {"c": channels}), pad_value=None)
+    pad = np.random.default_rng(3).integers(0, 256, channels).astype(np.uint8)
+    assert_exact(DepthwiseConv2dRule(), spec, replace(constants_for(spec), pad=pad))
 
 
 @pytest.mark.isa("avx512vnni")

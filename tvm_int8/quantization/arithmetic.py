@@ -143,16 +143,19 @@ def conv2d_accumulate(data, weight, strides=(1, 1), padding=(0, 0, 0, 0), dilati
     data : ndarray [N, C, H, W], uint8 | int8 | float32
     weight : ndarray [O, C / groups, KH, KW], int8 | float32
     padding : (top, left, bottom, right)
-    pad_value : the zero point of `data`, which stands for real zero
+    pad_value : the zero point of `data`, which stands for real zero; one for all channels, or [C]
 
     Returns
     -------
     ndarray [N, O, OH, OW], int32 for integer operands (exact), float32 otherwise
     """
     top, left, bottom, right = padding
-    data = np.pad(data, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=pad_value)
     integer = np.issubdtype(data.dtype, np.integer)
     n, c, h, w = data.shape
+    padded = np.empty((n, c, h + top + bottom, w + left + right), data.dtype)
+    padded[:] = np.reshape(pad_value, (-1, 1, 1))
+    padded[:, :, top : top + h, left : left + w] = data
+    data, h, w = padded, *padded.shape[2:]
     o, cg, kh, kw = weight.shape
     oh = (h - dilation[0] * (kh - 1) - 1) // strides[0] + 1
     ow = (w - dilation[1] * (kw - 1) - 1) // strides[1] + 1

@@ -20,8 +20,8 @@ from tvm_int8.quantization.observers import HistogramObserver, MinMaxObserver
 if TYPE_CHECKING:
     from tvm_int8.config import QuantizationConfig
 
-OUTLIERS = 2e-5
-"""Share of a tensor's values that a least-squares range ignores: a single outlier would outweigh a thousand others."""
+CLIPPING_WEIGHT = 2.0
+"""What the square of a clipping error counts beside that of a rounding error, which is as often up as down."""
 
 ObserverT = TypeVar("ObserverT", bound=MinMaxObserver)
 _CALIBRATORS: dict[str, type[Calibrator]] = {}
@@ -111,10 +111,10 @@ class MseCalibrator(Calibrator[HistogramObserver]):
     """The range with the least mean squared error: what clipping costs against what a smaller step gains.
 
     Both ends are searched on a grid, on the histogram. A value within the range costs a twelfth of the squared step,
-    but never more than its own square, because zero is exact; a clipped value costs its squared distance to the range.
-    The outermost `OUTLIERS` count as if they stood where the others end. The trade-off is that of ACIQ (Banner et al.,
-    *Post training 4-bit quantization of convolutional networks for rapid-deployment*, 2019, arXiv:1810.05723), on what
-    was observed, not on a fitted density.
+    but never more than its own square, because zero is exact; a clipped value costs `CLIPPING_WEIGHT` times its squared
+    distance to the range, since clipping errors all point one way and add up in the layers behind. The trade-off is
+    that of ACIQ (Banner et al., *Post training 4-bit quantization of convolutional networks for rapid-deployment*,
+    2019, arXiv:1810.05723), on what was observed, not on a fitted density.
     """
 
     observer_class = HistogramObserver
@@ -123,12 +123,11 @@ class MseCalibrator(Calibrator[HistogramObserver]):
     def choose_range(self, observer: HistogramObserver) -> tuple[float, float]:
         """Return the best pair of ends; the observed extremes where nothing beats them."""
         seen = observer.histogram()
-        low, high = observer.quantile(OUTLIERS / 2), observer.quantile(1 - OUTLIERS / 2)
         counts = np.asarray(seen.counts, np.float64)
-        values = ((seen.first + np.arange(len(counts)) + 0.5) * seen.width)[counts > 0].clip(low, high)
+        values = ((seen.first + np.arange(len(counts)) + 0.5) * seen.width)[counts > 0]
         counts = counts[counts > 0]
-        lows = np.unique(self.shares * min(low, 0.0))
-        highs = np.unique(self.shares * max(high, 0.0))
+        lows = np.unique(self.shares * min(observer.low, 0.0))
+        highs = np.unique(self.shares * max(observer.high, 0.0))
         below = np.array([(counts * np.minimum(values - end, 0.0) ** 2).sum() for end in lows])
         above = np.array([(counts * np.maximum(values - end, 0.0) ** 2).sum() for end in highs])
         order = np.argsort(values**2)
@@ -137,6 +136,7 @@ class MseCalibrator(Calibrator[HistogramObserver]):
         rounded = counts.sum() - np.concatenate([[0.0], np.cumsum(ordered)])  # how many do not
         variance = ((highs[None, :] - lows[:, None]) / 255) ** 2 / 12
         index = np.searchsorted(squares, variance)
-        error = below[:, None] + above[None, :] + zeroed[index] + rounded[index] * variance
+        clipped = CLIPPING_WEIGHT * (below[:, None] + above[None, :])
+        error = clipped + zeroed[index] + rounded[index] * variance
         best_low, best_high = np.unravel_index(int(error.argmin()), error.shape)
         return float(lows[best_low]), float(highs[best_high])

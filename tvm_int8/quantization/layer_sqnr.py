@@ -30,8 +30,8 @@ def layer_sqnr(
             continue
         value = unpack(array, tuple(row["result"]["shape"])) if row["result"]["block"] else array
         if array.dtype != np.float32:
-            scale, zero_point = row["stored"]
-            value = (value.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
+            scale, zero_point = (np.float32(v).reshape(1, -1, *[1] * (value.ndim - 2)) for v in row["stored"])
+            value = (value.astype(np.float32) - zero_point) * scale
         if row["tensor"] in factors and value.ndim == 4:
             value = value * factors[row["tensor"]].reshape(1, -1, 1, 1).astype(np.float32)
         found.append(sqnr_db(wanted.reshape(-1), value.reshape(-1)) if value.size == wanted.size else None)

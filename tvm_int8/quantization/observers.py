@@ -18,6 +18,9 @@ from tvm_int8.errors import CalibrationError
 MAX_BINS = 4096
 """Bins of a histogram. Since the width is the smallest power of two that fits, more than half of them are in use."""
 
+EXPECTED_INPUTS = 500
+"""How many inputs the extremes of channels are expected to hold for."""
+
 _CHUNK = 1 << 16  # elements binned at a time: the temporaries stay in the L2 cache, and small beside the tensor
 _MIN_EXPONENT = -126  # of the bin width: float32's smallest normal number, whose inverse does not overflow
 _FLOAT32_BITS = 24  # bins narrower than the spacing of float32 at the largest value would separate nothing
@@ -183,7 +186,7 @@ def _bin_exponent(low: float, high: float) -> int:
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """Per channel (axis 1) of a tensor: extremes, mean and mean square, each a tuple of C floats."""
+    """Per channel (axis 1) of a tensor, each a tuple of C floats: mean, mean square, and what to expect as extremes."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -201,12 +204,22 @@ class ChannelStatistics:
 class ChannelObserver:
     """Statistics of every channel (axis 1) of a tensor.
 
+    A channel has far fewer values than its tensor, so a new input exceeds what n inputs reached with probability
+    1 / (n + 1), and some channel of a wide tensor nearly always. Each input's extremes are a sample of block maxima,
+    of which the largest of m is expected `beta * ln(m / n)` above the largest of n (Gumbel's law, beta = sqrt(6) / pi
+    times their standard deviation: S. Coles, *An Introduction to Statistical Modeling of Extreme Values*, 2001). The
+    extremes delivered are those expected of `EXPECTED_INPUTS`; what is bounded, like ReLU's zero, does not vary and
+    stays.
+
     NaN and infinities are the business of the observer of the whole tensor, which sees the same batches first.
     """
 
     def __init__(self) -> None:
         self._low: np.ndarray | None = None
         self._high: np.ndarray | None = None
+        self._inputs = 0
+        self._extremes: np.ndarray | float = 0.0  # [2, C]: sums over inputs of their lowest and highest values
+        self._squared_extremes: np.ndarray | float = 0.0
         self._sum: np.ndarray | float = 0.0
         self._sum_of_squares: np.ndarray | float = 0.0
         self._count = 0
@@ -214,7 +227,11 @@ class ChannelObserver:
     def update(self, values: np.ndarray) -> None:
         """Take in one batch, [N, C, ...]."""
         rows = values.reshape(values.shape[0], values.shape[1], -1)
-        low, high = rows.min((0, 2)), rows.max((0, 2))
+        extremes = np.stack([rows.min(2), rows.max(2)]).astype(np.float64)
+        low, high = extremes[0].min(0), extremes[1].max(0)
+        self._inputs += rows.shape[0]
+        self._extremes = self._extremes + extremes.sum(1)
+        self._squared_extremes = self._squared_extremes + (extremes**2).sum(1)
         self._low = low if self._low is None else np.minimum(self._low, low)
         self._high = high if self._high is None else np.maximum(self._high, high)
         self._sum = self._sum + rows.sum((0, 2), dtype=np.float64)
@@ -224,5 +241,13 @@ class ChannelObserver:
     def statistics(self) -> ChannelStatistics:
         """Return what was seen so far."""
         assert self._low is not None and self._high is not None, "no batch seen"
-        arrays = self._low, self._high, self._sum / self._count, self._sum_of_squares / self._count
+        variance = self._squared_extremes / self._inputs - (self._extremes / self._inputs) ** 2
+        beta = np.sqrt(6 * np.maximum(variance, 0.0)) / np.pi
+        low_room, high_room = beta * np.log(max(EXPECTED_INPUTS / self._inputs, 1.0))
+        arrays = (
+            self._low - low_room,
+            self._high + high_room,
+            self._sum / self._count,
+            self._sum_of_squares / self._count,
+        )
         return ChannelStatistics(*(tuple(np.asarray(a, np.float64).tolist()) for a in arrays))

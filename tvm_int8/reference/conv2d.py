@@ -15,8 +15,9 @@ def accumulate(spec, data, constants) -> np.ndarray:
     if spec.transposed:
         acc = _transposed(spec, data, constants.weight)
     else:
+        pad_value = constants.pad if spec.pad_value is None else spec.pad_value
         acc = arithmetic.conv2d_accumulate(
-            data, constants.weight, spec.strides, spec.padding, spec.dilation, spec.groups, spec.pad_value
+            data, constants.weight, spec.strides, spec.padding, spec.dilation, spec.groups, pad_value
         )
     if constants.bias is not None:
         acc = acc + constants.bias.reshape(1, -1, 1, 1).astype(acc.dtype)
