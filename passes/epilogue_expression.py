@@ -81,7 +81,17 @@ def _commutative(op: str, a: Node, b: Node) -> Node:
         return a
     if b.constant and a.op == op and a.args[1].constant and op in ("mul", "add"):
         return _commutative(op, a.args[0], _constant(_FOLD[op](a.args[1].value, b.value)))
+    for one, other in ((a, b), (b, a)):
+        if op == "add" and _is_shifted_tensor(other):  # its shift joins the other's bias
+            return Node("add", (_commutative("add", one, other.args[1]), other.args[0]))
     return Node(op, (a, b))
+
+
+def _is_shifted_tensor(node: Node) -> bool:
+    """A dequantised tensor whose channels have zero points of their own: tensor * scales + shifts."""
+    if node.op != "add" or not node.args[1].constant or node.args[0].op != "mul":
+        return False
+    return node.args[0].args[0].op == "tensor" and node.args[0].args[1].constant
 
 
 def uses(root: Node) -> Counter:
@@ -102,11 +112,11 @@ def uses(root: Node) -> Counter:
 
 def dequantized_tensor(index: int, kind: str, dtype: str, scale, zero_point) -> Node:
     """scale * (q - zero_point) of the kernel's integer tensor number `index`; scale and zero point numbers or [C]."""
-    if np.ndim(zero_point) == 0:
-        loaded = tensor(index, Operand(kind, dtype, int(zero_point)))
-    else:
-        loaded = apply("add", tensor(index, Operand(kind, dtype)), _constant(-np.asarray(zero_point, np.float64)))
-    return apply("mul", loaded, _constant(scale))
+    scales, common = _constant(scale), _constant(zero_point)
+    if common.op == "number":
+        return apply("mul", tensor(index, Operand(kind, dtype, int(common.value))), scales)
+    shift = apply("neg", apply("mul", common, scales))
+    return apply("add", apply("mul", tensor(index, Operand(kind, dtype)), scales), shift)
 
 
 def scaled(root: Node, scale) -> Node:

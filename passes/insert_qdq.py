@@ -3,9 +3,11 @@
     conv2d(x, w)   ->   conv2d(dequantize(quantize(x)), dequantize(w_int8))
 
 Requires   a canonical float module (after DenseToConv2d), and a range for every point of the plan.
-Ensures    activations uint8 per tensor (asymmetric), or per channel where only depthwise convolutions read them;
+Ensures    activations uint8 (asymmetric), with one scale or, where that pays, one per channel (`channel_scales`);
            weights int8 symmetric, per output channel unless configured otherwise; biases stay float32 (their integers
            follow from the scales); tensors that only move keep the scale they had.
+           A convolution that mixes channels with scales of their own reads them with one scale, and their factors are
+           in its weights:  conv2d(dequantize(q, step), w * factor).
 Method     Krishnamoorthi 2018 (arXiv:1806.08342); QDQ as in ONNX Runtime and TensorRT.
 """
 
@@ -17,11 +19,14 @@ from tvm import relax
 
 from tvm_int8.config import QuantizationConfig
 from tvm_int8.quantization.calibration_table import CalibrationTable
+from tvm_int8.quantization.channel_scales import ChannelScales, Reader, channel_scales
 from tvm_int8.quantization.weights import quantize_weight
 
+from .convolution_weights import incoming_weights, is_depthwise, scaled_inputs
 from .dataflow import Dataflow, Rebuilder, rebuild
-from .expressions import Expr, Var, const_value, constant, op_name, vars_in
-from .quantization_plan import plan_quantization
+from .expressions import Expr, Var, const_value, constant, op_name, shape_of, vars_in
+from .groups import CONVOLUTIONS
+from .quantization_plan import QuantizationPlan, plan_quantization
 
 
 @tvm.transform.module_pass(opt_level=0, name="InsertQdq")
@@ -36,33 +41,20 @@ class InsertQdq:
         flow = Dataflow(mod)
         plan = plan_quantization(flow, self.config)
         computing = {unit.group.anchor.var for unit in plan.units if unit.kind == "compute"}
-        done: set[Var] = set()
-
-        def pair(var: Var, new: Rebuilder) -> None:
-            dtype, found, axis = self.config.activation_dtype, None, -1
-            if var in plan.by_channel:
-                found, axis = self.table.channel_scale_zero_point(var.name, dtype), 1
-            if found is None:
-                found, axis = self.table.scale_zero_point(plan.origin(var).name, dtype), -1
-            arguments = constant(np.asarray(found[0], np.float32)), constant(np.asarray(found[1], np.uint8))
-            quantized = relax.op.quantize(new.translate(var), *arguments, axis=axis, out_dtype=dtype)
-            stored = new.emit(quantized, f"{var.name}_quantized")
-            new.redirect(var, new.emit(relax.op.dequantize(stored, *arguments, axis=axis), f"{var.name}_dequantized"))
-            done.add(var)
+        pairs = _Pairs(self.table, self.config, flow, plan)
 
         def rewrite(binding, _value: Expr, new: Rebuilder) -> Expr | None:
             for var in vars_in(binding.value):
-                if var in plan.quantized and var not in done:
-                    pair(var, new)
-            value = new.translate(binding.value)
+                pairs.insert(var, new)
             if binding.var not in computing:
-                return value
-            statistics = self.table.get(binding.value.args[0].name) if isinstance(binding.value.args[0], Var) else None
-            return self._quantized(value, binding.var.name, statistics, new)
+                return new.translate(binding.value)
+            call, mean = pairs.convolution(binding.value, new)
+            return self._quantized(call, binding.var.name, mean, new)
 
         return rebuild(mod, rewrite)
 
-    def _quantized(self, call: relax.Call, name: str, data, new: Rebuilder) -> Expr:
+    def _quantized(self, call: relax.Call, name: str, mean: np.ndarray | None, new: Rebuilder) -> Expr:
+        """`call` with an INT8 weight; the mean error of rounding it taken out behind, if the data's mean is known."""
         weight = const_value(call.args[1])
         axis = 1 if op_name(call) == "nn.conv2d_transpose" else 0
         per_channel = self.config.per_channel_weights
@@ -74,12 +66,75 @@ class InsertQdq:
             axis=axis if per_channel else -1,
         )
         integer = new.emit(dequantized, f"{name}_weight")
-        call = relax.Call(call.op, [call.args[0], integer, *call.args[2:]], call.attrs, call.ty_args)
-        if not self.config.bias_correction or data is None or data.channels is None:
+        call = _with_arguments(call, call.args[0], integer)
+        if not self.config.bias_correction or mean is None:
             return call
         spread = [-1 if i == axis else 1 for i in range(weight.ndim)] if per_channel else []
         error = quantized.astype(np.float64) * scale.astype(np.float64).reshape(spread) - weight
-        return relax.op.add(call, constant(-expected_error(call, error, np.asarray(data.channels.mean))))
+        return relax.op.add(call, constant(-expected_error(call, error, mean)))
+
+
+class _Pairs:
+    """Quantize and dequantize for every tensor of the plan, written where it is read first."""
+
+    def __init__(self, table: CalibrationTable, config: QuantizationConfig, flow: Dataflow, plan: QuantizationPlan):
+        self.table, self.config, self.flow, self.plan = table, config, flow, plan
+        self.done: set[Var] = set()
+        self.scales: dict[Var, ChannelScales] = {}
+        self.mixed: dict[Var, Expr] = {}  # what convolutions that mix channels read instead
+
+    def insert(self, var: Var, new: Rebuilder) -> None:
+        """Write the pair of a tensor unless it is there, or stays in float."""
+        if var in self.done or var not in self.plan.quantized:
+            return
+        self.done.add(var)
+        own = self._channel_scales(var)
+        if own is None:
+            found, axis = self.table.scale_zero_point(self.plan.origin(var).name, self.config.activation_dtype), -1
+        else:
+            found, axis = (own.scale, own.zero_point), 1
+            self.scales[var] = own
+        arguments = _arguments(*found)
+        quantized = relax.op.quantize(new.translate(var), *arguments, axis=axis, out_dtype=self.config.activation_dtype)
+        stored = new.emit(quantized, f"{var.name}_quantized")
+        new.redirect(var, new.emit(relax.op.dequantize(stored, *arguments, axis=axis), f"{var.name}_dequantized"))
+        if own is not None and own.factor is not None:
+            plain = relax.op.dequantize(stored, *_arguments(own.step, own.zero_point[0]), axis=-1)
+            self.mixed[var] = new.emit(plain, f"{var.name}_divided")
+
+    def convolution(self, call: relax.Call, new: Rebuilder) -> tuple[relax.Call, np.ndarray | None]:
+        """A convolution of the float network as the quantised one has it, its weight still float; and its data's mean.
+
+        The mean, [C], is None where calibration did not look at single channels.
+        """
+        data, translated = call.args[0], new.translate(call)
+        seen = self.table.get(data.name) if isinstance(data, Var) else None
+        mean = None if seen is None or seen.channels is None else np.asarray(seen.channels.mean)
+        if data not in self.mixed or is_depthwise(call):
+            return translated, mean
+        factor = self.scales[data].factor
+        return _with_arguments(translated, self.mixed[data], constant(scaled_inputs(call, factor))), mean / factor
+
+    def _channel_scales(self, var: Var) -> ChannelScales | None:
+        seen = self.table.get(var.name)
+        if var not in self.plan.by_channel or seen is None:
+            return None
+        readers = [_reader(binding.value, var) for binding in self.flow.consumers[var]]
+        return channel_scales(seen, readers, self.config.activation_dtype, self.config.per_channel_weights)
+
+
+def _reader(call: relax.Call, var: Var) -> Reader:
+    if op_name(call) in CONVOLUTIONS and call.args[0] == var:
+        return Reader(incoming_weights(call), not is_depthwise(call))
+    return Reader(np.ones((shape_of(var)[1], 1, 1), np.float32), False)
+
+
+def _arguments(scale, zero_point) -> tuple[Expr, Expr]:
+    return constant(np.asarray(scale, np.float32)), constant(np.asarray(zero_point, np.uint8))
+
+
+def _with_arguments(call: relax.Call, data: Expr, weight: Expr) -> relax.Call:
+    return relax.Call(call.op, [data, weight, *call.args[2:]], call.attrs, call.ty_args)
 
 
 def expected_error(call: relax.Call, error: np.ndarray, mean: np.ndarray) -> np.ndarray:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from tvm_int8.config import QuantizationConfig
 
 from .dataflow import Dataflow
-from .equalize_channels import equalizable
 from .expressions import Expr, Var, dtype_of, op_name, shape_of, vars_in
 from .groups import CONVOLUTIONS, Group, fusion_groups, is_packable
 
@@ -41,7 +40,7 @@ class Unit:
 class QuantizationPlan:
     """quantized: tensors to store as integers; source: tensor -> tensor whose scale it takes over.
 
-    by_channel: those whose channels have scales and zero points of their own.
+    by_channel: those whose channels may have scales of their own, as far as producers and readers are concerned.
     """
 
     units: list[Unit] = field(default_factory=list)
@@ -55,21 +54,9 @@ class QuantizationPlan:
             var = self.source[var]
         return var
 
-    def equalizable(self, flow: Dataflow) -> dict[str, Group]:
-        """Tensors whose channels can be equalised: name -> the group that delivers it."""
-        found = {}
-        for unit in self.units:
-            if unit.kind != "float" and unit.group is not None and unit.output in self.quantized:
-                if unit.output in self.by_channel:
-                    continue
-                readers = [reader for reader in self.units if unit.output in reader.inputs]
-                if all(reader.kind == "compute" for reader in readers) and equalizable(flow, unit.group):
-                    found[unit.output.name] = unit.group
-        return found
-
-    def convolution_inputs(self) -> list[str]:
-        """Points that convolutions read: the ones whose channels calibration looks at one by one."""
-        read = {unit.group.anchor.value.args[0] for unit in self.units if unit.kind == "compute"}
+    def channel_points(self) -> list[str]:
+        """Points whose channels calibration looks at one by one: what convolutions read, or has a scale per channel."""
+        read = {unit.group.anchor.value.args[0] for unit in self.units if unit.kind == "compute"} | self.by_channel
         return [var.name for var in self.points() if var in read and len(shape_of(var)) == 4]
 
     def points(self) -> list[Var]:
@@ -101,7 +88,7 @@ def plan_quantization(flow: Dataflow, config: QuantizationConfig) -> Quantizatio
             and unit.inputs[0] in plan.quantized
         ):
             plan.source[unit.output] = unit.inputs[0]
-    if config.per_channel_depthwise:
+    if config.per_channel_activations:
         plan.by_channel = {
             unit.output
             for unit in plan.units
@@ -113,18 +100,21 @@ def plan_quantization(flow: Dataflow, config: QuantizationConfig) -> Quantizatio
 
 def _delivers_channels(unit: Unit) -> bool:
     """Whether the unit's kernel can store every channel in a scale of its own: its epilogue does the scaling."""
-    return unit.group is not None and not unit.same_scale and (unit.kind == "compute" or unit.group.anchor is None)
+    return _is_channelwise(unit) and len(shape_of(unit.output)) == 4
 
 
 def _reads_channels(unit: Unit, var: Var) -> bool:
-    """Whether a unit computes in INT8 and keeps the channels of `var` apart: a depthwise convolution's data."""
-    if unit.kind != "compute" or unit.inputs.count(var) != 1:
-        return False
-    call = unit.group.anchor.value
-    channels = shape_of(var)[1] if len(shape_of(var)) == 4 else None
-    return (
-        op_name(call) == "nn.conv2d" and call.args[0] == var and int(call.attrs.groups) == channels == shape_of(call)[1]
-    )
+    """Whether a unit can read `var` with a scale per channel: as a convolution's data or an element-wise operand."""
+    return _is_channelwise(unit) and all(shape_of(call) == shape_of(var) for call in _elementwise_readers(unit, var))
+
+
+def _is_channelwise(unit: Unit) -> bool:
+    return unit.group is not None and (unit.kind == "compute" or (unit.kind == "carry" and unit.group.anchor is None))
+
+
+def _elementwise_readers(unit: Unit, var: Var) -> list[Expr]:
+    calls = [binding.value for binding in unit.group.bindings if binding is not unit.group.anchor]
+    return [call for call in calls if var in list(vars_in(call))]
 
 
 def _quantizable(var: Expr) -> bool:

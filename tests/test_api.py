@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import tvm_int8
+from benchmarks.images import synthetic_images
 from tests.frontend.running import run_onnx
 from tests.small_networks import Network, draw
 from tvm_int8 import (
@@ -114,7 +115,7 @@ def test_a_model_may_be_a_path_or_bytes(model, module, data, x, tmp_path):
 
 
 def test_without_data_ranges_are_guessed_and_the_user_is_told(model, data):
-    with pytest.warns(CalibrationWarning, match="No calibration data") as caught:
+    with pytest.warns(CalibrationWarning, match="No calibration data.*no batch norm") as caught:
         guessed = tvm_int8.compile(model)
     assert caught[0].filename == __file__
     assert guessed.metadata.quantization == {"ranges": "data-free"}
@@ -122,6 +123,30 @@ def test_without_data_ranges_are_guessed_and_the_user_is_told(model, data):
     normalised = [x / x.std() for x in data]
     expected = np.concatenate([run_onnx(model, {"x": x})[0] for x in normalised])
     assert sqnr_db(expected, np.concatenate([guessed(x)[0] for x in normalised])) > 10
+
+
+def trained_on_bytes(images: list[np.ndarray]) -> onnx.ModelProto:
+    """conv - batch norm - relu, twice, with the statistics of these images."""
+    net, y = Network(x=images[0].shape), "x"
+    for channels in (8, 12):
+        y = net.conv(y, channels)
+        outputs = np.concatenate([run_onnx(net.finish(y), {"x": x})[0] for x in images])
+        statistics = [net.weight(reduce(outputs, (0, 2, 3)).astype(np.float32)) for reduce in (np.mean, np.var)]
+        gamma = net.weight(net.rng.uniform(0.5, 1.5, channels).astype(np.float32))
+        y = net.relu(net.add("BatchNormalization", y, gamma, net.normal(channels), *statistics))
+    return net.finish(net.dense(net.add("Flatten", net.add("GlobalAveragePool", y)), 12, 4))
+
+
+def test_without_data_batch_norms_tell_the_range_of_the_inputs():
+    images = [np.clip(58 * x + 115, 0, 255) for x in synthetic_images(16, (3, 24, 24))]
+    model = trained_on_bytes(images[8:])
+    with pytest.warns(CalibrationWarning, match=r"taken to be 0\.\.255, which fits the batch norms best"):
+        guessed = tvm_int8.compile(model)
+    misled = tvm_int8.compile(model, calibration=[(x - 115) / 58 for x in images[8:]], progress=False)
+    expected = np.concatenate([run_onnx(model, {"x": x})[0] for x in images[:8]])
+    good, bad = (sqnr_db(expected, np.concatenate([m(x)[0] for x in images[:8]])) for m in (guessed, misled))
+    assert good > 25
+    assert bad < 5
 
 
 def test_excluded_layers_stay_in_float_and_the_report_says_why(model, data):

@@ -18,14 +18,20 @@ from tvm_int8.config import QuantizationConfig
 from tvm_int8.describe import describe
 from tvm_int8.errors import CalibrationError, ConfigError
 from tvm_int8.frontend import load_model
+from tvm_int8.passes.batch_norm_outputs import batch_norm_outputs
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import dtype_of, op_name, shape_of
 from tvm_int8.passes.quantization_plan import plan_quantization
 from tvm_int8.quantization.calibrate import collect
 from tvm_int8.quantization.calibration_table import CalibrationTable
 from tvm_int8.quantization.data import CalibrationBatches, InputSpec
-from tvm_int8.quantization.data_free import synthetic_batches, warn_data_free
-from tvm_int8.quantization.equalization import Equalization, plan_equalization
+from tvm_int8.quantization.data_free import (
+    FIRST_BATCH_NORMS,
+    STANDARDISED,
+    fit_input_values,
+    synthetic_batches,
+    warn_data_free,
+)
 from tvm_int8.quantization.float_network import FloatNetwork
 from tvm_int8.quantization.layer_sqnr import layer_sqnr
 from tvm_int8.runtime import CompiledModule, load
@@ -55,8 +61,8 @@ def compile(
     target : str, dict or tvm.target.Target
         "native" (this machine), "llvm -mcpu=cascadelake", or a bare mcpu.
     calibration : iterable of inputs, array, CalibrationTable, or path (.npz, .npy, .json)
-        Typical inputs, preprocessed as for inference; or the table `calibrate` made of them. None: data-free ranges,
-        with a warning.
+        Typical inputs, preprocessed as for inference; or the table `calibrate` made of them. None: synthetic inputs in
+        the values that fit the model's batch norms best, with a warning.
     quantization : QuantizationConfig, dict or None
         None compiles FP32 with the same schedules.
     tuning_logs : path, optional
@@ -85,7 +91,8 @@ def compile(
     resolved = parse_target(target)
     if num_threads is not None:
         resolved = replace(resolved, cpu=replace(resolved.cpu, threads=num_threads))
-    mod = pipeline.canonical_float()(load_model(model, input_shapes))
+    imported = load_model(model, input_shapes)
+    mod = pipeline.canonical_float()(imported)
     prepared, notes = mod, {}
     reference: tuple[Any, Any] | None = None
     if config is not None and _is_quantized(mod):
@@ -95,12 +102,9 @@ def compile(
                 "the model is quantised already (QDQ): its own scales are used, calibration is ignored", stacklevel=2
             )
     elif config is not None:
-        table, reference = _ranges(mod, calibration, config, progress)
-        flow = Dataflow(mod)
-        equalization = (
-            plan_equalization(flow, plan_quantization(flow, config), table) if config.equalize else Equalization()
-        )
-        prepared = pipeline.quantize(table, config, equalization)(mod)
+        batch_norms = batch_norm_outputs(imported, mod) if calibration is None else {}
+        table, reference = _ranges(mod, calibration, config, progress, batch_norms)
+        prepared = pipeline.quantize(table, config)(mod)
         notes["ranges"] = "calibration" if calibration is not None else "data-free"
     executable, rows, _ = lower_and_build(prepared, resolved.tvm_target, resolved.cpu)
 
@@ -110,7 +114,7 @@ def compile(
     module = CompiledModule(executable, metadata())
     if reference is None or missing_features(resolved.features):
         return module
-    return CompiledModule(executable, metadata(layer_sqnr(module, rows, *reference, equalization.factors)))
+    return CompiledModule(executable, metadata(layer_sqnr(module, rows, *reference)))
 
 
 def calibrate(
@@ -147,7 +151,7 @@ def calibrate(
     plan = plan_quantization(Dataflow(mod), config)
     points = [var.name for var in plan.points()]
     batches = CalibrationBatches(data, _input_specs(mod))
-    channel_points = plan.convolution_inputs()
+    channel_points = plan.channel_points()
     return collect(_LazyNetwork(mod, points), batches, points, config, progress=progress, channel_points=channel_points)
 
 
@@ -214,37 +218,28 @@ class _KeepFirst:
             yield batch
 
 
-def _ranges(mod: tvm.IRModule, calibration: Any, config: QuantizationConfig, progress: bool):
-    """(table, (float network, one batch) for the SQNR)."""
+def _ranges(mod: tvm.IRModule, calibration: Any, config: QuantizationConfig, progress: bool, batch_norms: dict):
+    """(table, (float network, one batch) for the SQNR); `batch_norms` is what is known without data."""
     plan = plan_quantization(Dataflow(mod), config)
     for pattern in config.unmatched_exclusions([(unit.layer, unit.op) for unit in plan.units]):
         warnings.warn(f"exclude entry {pattern!r} matches no layer of the model", stacklevel=4)
     points = [var.name for var in plan.points()]
-    names = list(dict.fromkeys([*points, *(unit.output.name for unit in plan.units if unit.group is not None)]))
-    network, specs = _LazyNetwork(mod, names), _input_specs(mod)
+    first = dict(list(batch_norms.items())[:FIRST_BATCH_NORMS])
+    outputs = (unit.output.name for unit in plan.units if unit.group is not None)
+    network, specs = _LazyNetwork(mod, list(dict.fromkeys([*points, *outputs, *first]))), _input_specs(mod)
     if _is_table(calibration):
         table = calibration if isinstance(calibration, CalibrationTable) else CalibrationTable.load(calibration)
         table.check_model([var.name for var in _all_vars(mod)], points)
-        batch = next(_synthetic(specs, 1))
+        batch = next(synthetic_batches(specs, 1))
         return table, (network, _scaled_to(table, plan, batch, mod))
     if calibration is None:
-        warn_data_free(stacklevel=4)
-        batches = _KeepFirst(list(_synthetic(specs, SYNTHETIC_BATCHES)))
+        values = fit_input_values(network, specs, first)
+        warn_data_free(values, stacklevel=4)
+        batches = _KeepFirst(list(synthetic_batches(specs, SYNTHETIC_BATCHES, values or STANDARDISED)))
     else:
         batches = _KeepFirst(CalibrationBatches(calibration, specs))
-    table = collect(network, batches, points, config, progress=progress, channel_points=plan.convolution_inputs())
+    table = collect(network, batches, points, config, progress=progress, channel_points=plan.channel_points())
     return table, (network, batches.first)
-
-
-def _synthetic(specs: Sequence[InputSpec], count: int) -> Iterator[dict[str, np.ndarray]]:
-    """Made-up inputs in the inputs' dtypes: bytes spread over their range, other integers zero."""
-    for batch in synthetic_batches({spec.name: spec.shape for spec in specs}, count):
-        for spec in specs:
-            if spec.dtype == "uint8":
-                batch[spec.name] = np.clip(batch[spec.name] * 48 + 128, 0, 255).astype(np.uint8)
-            elif not spec.dtype.startswith("float"):
-                batch[spec.name] = np.zeros(spec.shape, spec.dtype)
-        yield batch
 
 
 def _is_table(calibration: Any) -> bool:

@@ -31,11 +31,9 @@ class QuantizationConfig:
         (``"conv2d_transpose"``, with or without the ``nn.`` in front).
     per_channel_weights : bool
         One weight scale per output channel, instead of one per tensor.
-    per_channel_depthwise : bool
-        One scale and zero point per channel for activations that only depthwise convolutions read. It costs no time:
-        these never mix channels.
-    equalize : bool
-        Even out the channels of tensors between two convolutions (cross-layer equalisation).
+    per_channel_activations : bool
+        Scales of their own for the channels of activations that convolutions and element-wise operators read, where
+        that lowers the noise; free of charge where readers keep channels apart, as depthwise convolutions do.
     bias_correction : bool
         Take the mean error of rounded weights out of the biases.
     activation_dtype : str
@@ -59,8 +57,7 @@ class QuantizationConfig:
     percentile: float = 99.99
     exclude: tuple[str, ...] = ()
     per_channel_weights: bool = True
-    per_channel_depthwise: bool = True
-    equalize: bool = True
+    per_channel_activations: bool = True
     bias_correction: bool = True
     activation_dtype: str = "uint8"
 
@@ -73,7 +70,7 @@ class QuantizationConfig:
         """Check every value, and turn `exclude` into a tuple."""
         _check_choice("method", self.method, calibrator_names())
         _check_choice("activation_dtype", self.activation_dtype, ACTIVATION_DTYPES)
-        for option in ("per_channel_weights", "per_channel_depthwise", "equalize", "bias_correction"):
+        for option in ("per_channel_weights", "per_channel_activations", "bias_correction"):
             if not isinstance(getattr(self, option), bool):
                 raise _invalid(option, getattr(self, option), "True or False")
         number = isinstance(self.percentile, int | float) and not isinstance(self.percentile, bool)

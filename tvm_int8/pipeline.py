@@ -11,7 +11,6 @@ from tvm_int8.errors import register_with_tvm
 from tvm_int8.passes.assign_layouts import AssignLayouts
 from tvm_int8.passes.canonicalize import Canonicalize
 from tvm_int8.passes.dense_to_conv2d import DenseToConv2d
-from tvm_int8.passes.equalize_channels import EqualizeChannels
 from tvm_int8.passes.fold_batch_norm import FoldBatchNorm
 from tvm_int8.passes.fold_constants import FoldConstants
 from tvm_int8.passes.fold_scale_shift import FoldScaleShift
@@ -24,7 +23,6 @@ from tvm_int8.passes.schedule_islands import ScheduleIslands
 from tvm_int8.passes.schedule_kernels import ScheduleKernels
 from tvm_int8.passes.unsigned_activations import UnsignedActivations
 from tvm_int8.quantization.calibration_table import CalibrationTable
-from tvm_int8.quantization.equalization import Equalization
 from tvm_int8.schedules.cpu import Cpu
 
 register_with_tvm()
@@ -50,14 +48,9 @@ def observe(names: list[str]) -> tvm.transform.Pass:
     return Observe(names)
 
 
-def quantize(table: CalibrationTable, config: QuantizationConfig, equalization: Equalization) -> tvm.transform.Pass:
+def quantize(table: CalibrationTable, config: QuantizationConfig) -> tvm.transform.Pass:
     """Passes 2: canonical float -> QDQ."""
-    return tvm.transform.Sequential(
-        [
-            EqualizeChannels(equalization.factors, equalization.groups),  # first, because it changes ranges
-            InsertQdq(table.equalized(equalization.factors), config),
-        ]
-    )
+    return InsertQdq(table, config)
 
 
 def order() -> tvm.transform.Pass:

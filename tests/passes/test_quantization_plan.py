@@ -145,23 +145,38 @@ def depthwise(emit, x, name):
     return emit(op.nn.conv2d(x, const(8, 1, 3, 3), padding=1, groups=8), name)
 
 
+def pooled(emit, x):
+    return emit(op.nn.max_pool2d(x), "pool")
+
+
 @pytest.mark.parametrize(
     "body, by_channel",
     [
         (lambda emit, x: depthwise(emit, conv(emit, x, "first"), "dw"), {"first"}),
+        (lambda emit, x: conv(emit, conv(emit, x, "first"), "second"), {"first"}),
+        (lambda emit, x: conv(emit, emit(op.add(conv(emit, x, "a"), x), "sum"), "last"), {"sum"}),
         (lambda emit, x: depthwise(emit, x, "dw"), set()),  # an input
-        (lambda emit, x: depthwise(emit, emit(op.nn.max_pool2d(conv(emit, x, "c")), "pool"), "dw"), set()),
+        (lambda emit, x: conv(emit, pooled(emit, conv(emit, x, "first")), "last"), set()),
     ],
 )
-def test_depthwise_convolutions_read_channels_in_scales_of_their_own(body, by_channel):
-    plan = planned(body)
-    assert set(names(plan.by_channel)) == by_channel
-    assert not planned(body, config=QuantizationConfig(per_channel_depthwise=False)).by_channel
+def test_channels_have_scales_of_their_own_where_producers_and_readers_allow(body, by_channel):
+    assert set(names(planned(body).by_channel)) == by_channel
+    assert not planned(body, config=QuantizationConfig(per_channel_activations=False)).by_channel
 
 
-def test_what_another_layer_reads_too_has_one_scale():
+def test_all_readers_have_to_allow():
     def body(emit, x):
         y = conv(emit, x, "first")
-        return emit(op.add(depthwise(emit, y, "dw"), conv(emit, y, "second")), "sum")
+        return emit(op.concat([conv(emit, y, "second"), conv(emit, pooled(emit, y), "third")], axis=1), "both")
 
     assert not planned(body).by_channel
+
+
+def test_a_broadcast_operand_has_one_scale():
+    def body(emit, x):
+        y = conv(emit, x, "first")
+        gate = conv(emit, emit(op.nn.adaptive_avg_pool2d(y, (1, 1)), "mean"), "gate")
+        return conv(emit, emit(op.multiply(y, gate), "gated"), "last")
+
+    assert set(names(planned(body, x=(1, 8, 1, 1)).by_channel)) >= {"gated"}
+    assert "gate" not in names(planned(body).by_channel)

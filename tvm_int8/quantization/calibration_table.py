@@ -22,8 +22,6 @@ FORMAT = "tvm_int8 calibration table"
 VERSION = 1
 _RECALIBRATE = "make the table again with tvm_int8.calibrate(model, data)"
 _SHOWN_NAMES = 5
-LEAST_CHANNEL_RANGE = 0.05
-"""Relative to the tensor's range."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +108,6 @@ class CalibrationTable(Mapping[str, TensorRange]):
         """A short hash of the tensor names: the same for the same network, whatever the data."""
         return _fingerprint(self)
 
-    def equalized(self, factors: Mapping[str, np.ndarray]) -> CalibrationTable:
-        """Return the table of the network whose tensors were divided, per channel, by `factors`."""
-        return CalibrationTable({n: r.divided(factors[n]) if n in factors else r for n, r in self.items()})
-
     def scale_zero_point(self, name: str, dtype: str = "uint8") -> tuple[np.float32, int]:
         """Return a tensor's scale and zero point; the formula is `scale_zero_point.scale_zero_point`'s.
 
@@ -129,30 +123,6 @@ class CalibrationTable(Mapping[str, TensorRange]):
         CalibrationError
             When the table has no such tensor.
         """
-        found = self._range(name)
-        return scale_zero_point(found.low, found.high, dtype)
-
-    def channel_scale_zero_point(self, name: str, dtype: str = "uint8") -> tuple[np.ndarray, np.ndarray] | None:
-        """Return scales and zero points, float32 and int64 [C], one per channel; None without channel statistics.
-
-        A channel's range is what it spanned in calibration, widened to `LEAST_CHANNEL_RANGE` of the tensor's where it
-        was less: a channel that was quiet so far keeps room to be louder.
-
-        Raises
-        ------
-        CalibrationError
-            When the table has no such tensor.
-        """
-        channels = self._range(name).channels
-        if channels is None:
-            return None
-        low, high = np.minimum(channels.low, 0.0), np.maximum(channels.high, 0.0)
-        missing = np.maximum(LEAST_CHANNEL_RANGE * (high.max() - low.min()) - (high - low), 0.0)
-        low, high = np.maximum(low - missing / 2, low.min()), np.minimum(high + missing / 2, high.max())
-        pairs = [scale_zero_point(*ends, dtype) for ends in zip(low, high, strict=True)]
-        return np.array([scale for scale, _ in pairs], np.float32), np.array([zero for _, zero in pairs], np.int64)
-
-    def _range(self, name: str) -> TensorRange:
         if name not in self:
             raise CalibrationError(
                 where=f"calibration table, tensor {name!r}",
@@ -160,7 +130,7 @@ class CalibrationTable(Mapping[str, TensorRange]):
                 expected="one for every tensor that is quantised",
                 action=_RECALIBRATE,
             )
-        return self[name]
+        return scale_zero_point(self[name].low, self[name].high, dtype)
 
     def check_model(self, tensor_names: Iterable[str], points: Iterable[str] | None = None) -> None:
         """Refuse to serve a network this table was not made for.

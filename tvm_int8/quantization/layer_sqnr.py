@@ -8,9 +8,7 @@ from tvm_int8.passes.assign_layouts import unpack
 from tvm_int8.quantization.sqnr import sqnr_db
 
 
-def layer_sqnr(
-    module, rows: list[dict], network, batch: dict[str, np.ndarray], factors: dict[str, np.ndarray]
-) -> list[float | None]:
+def layer_sqnr(module, rows: list[dict], network, batch: dict[str, np.ndarray]) -> list[float | None]:
     """SQNR in dB of the tensor each kernel delivers; None where the float network has no such tensor.
 
     Parameters
@@ -19,7 +17,6 @@ def layer_sqnr(
     rows : one per kernel call (see `build.kernel_rows`), with the scale of what it stores
     network : FloatNetwork
     batch : input name -> array
-    factors : tensor name -> what its channels were divided by (equalisation)
     """
     reference = network(batch)
     found: list[float | None] = []
@@ -32,7 +29,5 @@ def layer_sqnr(
         if array.dtype != np.float32:
             scale, zero_point = (np.float32(v).reshape(1, -1, *[1] * (value.ndim - 2)) for v in row["stored"])
             value = (value.astype(np.float32) - zero_point) * scale
-        if row["tensor"] in factors and value.ndim == 4:
-            value = value * factors[row["tensor"]].reshape(1, -1, 1, 1).astype(np.float32)
         found.append(sqnr_db(wanted.reshape(-1), value.reshape(-1)) if value.size == wanted.size else None)
     return found

@@ -1,0 +1,147 @@
+"""Scales of their own for the channels of an activation, where those who read it allow that.
+
+A channel that uses a tenth of its tensor's range keeps three bits fewer than it could.  Whoever stores the tensor has
+a multiplier per channel anyway, so it can store every channel in a scale of its own; the readers differ:
+
+*keep channels apart* (depthwise convolutions, element-wise operators)
+    Any scale and zero point is free: it disappears in constants they have per channel anyway.
+*mix channels* (all other convolutions)
+    Channel c's scale, relative to the tensor's, moves into the weights that read it: w[o, c] * factor[c].  That costs
+    precision where it enlarges the largest weights of an output channel, since these set the weights' scale.  Both
+    noises can be predicted from the weights and the observed channels, so the best of a family
+    factor = range^a / weight^b is picked per tensor.
+
+Source: Nagel et al. 2019 (arXiv:1906.04721) for moving scale between activations and weights; Xiao et al. 2023
+(SmoothQuant, arXiv:2211.10438) for the exponents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tvm_int8.quantization.calibration_table import TensorRange
+from tvm_int8.quantization.observers import ChannelStatistics
+from tvm_int8.quantization.scale_zero_point import scale_zero_point
+
+EXPONENTS = ((0.0, 0.0), (0.5, 0.0), (0.5, 0.25), (0.5, 0.5))  # (a, b); the first changes nothing
+LEAST_RANGE = 0.05  # of a channel, relative to the tensor's: one that was quiet so far keeps room to be louder
+WORTHWHILE = 0.5  # predicted noise, relative to one scale for all, above which there is one: predictions are rough
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One operator that reads a tensor.
+
+    Parameters
+    ----------
+    weight : ndarray [C, outputs, taps]
+        What it multiplies each channel by; ones for element-wise operators.
+    mixes : bool
+        Whether it adds different channels up.
+    """
+
+    weight: np.ndarray
+    mixes: bool
+
+
+@dataclass(frozen=True)
+class ChannelScales:
+    """real[c] = scale[c] * (q - zero_point[c]), and scale = step * factor where some reader mixes channels.
+
+    scale : float32 [C]; zero_point : int64 [C], all the same with a factor; factor : float64 [C] or None.
+    """
+
+    scale: np.ndarray
+    zero_point: np.ndarray
+    step: np.float32 = np.float32(1)
+    factor: np.ndarray | None = None
+
+
+def channel_scales(
+    seen: TensorRange, readers: Sequence[Reader], dtype: str = "uint8", per_channel_weights: bool = True
+) -> ChannelScales | None:
+    """Choose scales for one tensor.
+
+    Parameters
+    ----------
+    seen : TensorRange
+        What calibration saw of it.
+    readers : sequence of Reader
+        All that read it.
+    dtype : str
+        The integers.
+    per_channel_weights : bool
+        Whether weights have a scale per output channel.
+
+    Returns
+    -------
+    ChannelScales or None
+        None where one scale does as well, or the channels are not known.
+    """
+    if seen.channels is None:
+        return None
+    if not any(reader.mixes for reader in readers):
+        return _free_scales(seen.channels, dtype)
+    factor = _choose_factor(seen, readers, per_channel_weights)
+    if factor is None:
+        return None
+    divided = seen.divided(factor)
+    step, zero_point = scale_zero_point(divided.low, divided.high, dtype)
+    scale = (np.float64(step) * factor).astype(np.float32)
+    return ChannelScales(scale, np.full(len(factor), zero_point, np.int64), step, factor)
+
+
+def _free_scales(channels: ChannelStatistics, dtype: str) -> ChannelScales:
+    """Every channel over its own range, widened to `LEAST_RANGE` of the tensor's."""
+    low, high = np.minimum(channels.low, 0.0), np.maximum(channels.high, 0.0)
+    missing = np.maximum(LEAST_RANGE * (high.max() - low.min()) - (high - low), 0.0)
+    low, high = np.maximum(low - missing / 2, low.min()), np.minimum(high + missing / 2, high.max())
+    pairs = [scale_zero_point(*ends, dtype) for ends in zip(low, high, strict=True)]
+    return ChannelScales(np.array([s for s, _ in pairs], np.float32), np.array([z for _, z in pairs], np.int64))
+
+
+def _choose_factor(seen: TensorRange, readers: Sequence[Reader], per_channel_weights: bool) -> np.ndarray | None:
+    """The best factor [C] of the family, its largest element one; None where it would gain next to nothing."""
+    assert seen.channels is not None
+    magnitude = np.maximum(-np.minimum(seen.channels.low, 0.0), np.maximum(seen.channels.high, 0.0))
+    largest = np.max([np.abs(r.weight).max((1, 2)) for r in readers if r.mixes], axis=0).astype(np.float64)
+    alive = (magnitude > 0) & (largest > 0)
+    if alive.sum() < 2:
+        return None
+    candidates = []
+    for a, b in EXPONENTS:
+        factor = np.ones(len(magnitude))
+        factor[alive] = magnitude[alive] ** a / largest[alive] ** b
+        factor[alive] /= factor[alive].max()
+        factor = np.maximum(factor, LEAST_RANGE)
+        candidates.append((predicted_noise(seen, factor, readers, per_channel_weights), factor))
+    noise, factor = min(candidates, key=lambda candidate: candidate[0])
+    return factor if noise < WORTHWHILE * candidates[0][0] else None
+
+
+def predicted_noise(
+    seen: TensorRange, factor: np.ndarray, readers: Sequence[Reader], per_channel_weights: bool = True
+) -> float:
+    """Variance of the readers' outputs, relative to their signal, from uniform rounding of activations and weights.
+
+    Rounding never costs more than the value itself: what is far below half a step becomes zero, and zeros stay exact.
+    """
+    assert seen.channels is not None
+    divided = seen.divided(factor)
+    step = (max(divided.high, 0.0) - min(divided.low, 0.0)) / 255
+    power = np.asarray(seen.channels.mean_square, np.float32)
+    data_error = np.minimum(step**2 / 12, power / factor**2)
+    total = 0.0
+    for reader in readers:
+        scaled = reader.weight * factor[:, None, None].astype(np.float32)
+        noise = (data_error * (scaled**2).sum((1, 2))).sum()
+        if reader.mixes:
+            axes = None if not per_channel_weights else (1, 2) if reader.weight.shape[1] == 1 else (0, 2)
+            steps = np.abs(scaled).max(axes, keepdims=True) / np.float32(127)
+            weight_error = np.minimum(steps**2 / np.float32(12), scaled**2).sum((1, 2))
+            noise += (weight_error * power / factor**2).sum()
+        total += noise / max(float(((reader.weight**2).sum((1, 2)) * power).sum()), 1e-30)
+    return float(total)
