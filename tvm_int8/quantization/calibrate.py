@@ -95,7 +95,13 @@ def _range(
     calibrator: Calibrator, observer: MinMaxObserver, keep_histograms: bool, channels: ChannelObserver | None
 ) -> TensorRange:
     low, high = calibrator.choose_range(observer)
-    histogram = observer.histogram() if keep_histograms else None
-    if channels is None:
-        return TensorRange(low, high, calibrator.name, observer.batches, histogram)
-    return TensorRange(low, high, calibrator.name, observer.batches, histogram, channels.statistics())
+    histogram = observer.histogram()
+    return TensorRange(
+        low,
+        high,
+        calibrator.name,
+        observer.batches,
+        histogram if keep_histograms else None,
+        None if channels is None else channels.statistics(),
+        0.0 if histogram is None else histogram.clipping_error(low, high),
+    )

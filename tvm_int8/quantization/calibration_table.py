@@ -40,6 +40,8 @@ class TensorRange:
         The distribution the range was chosen from.
     channels : ChannelStatistics, optional
         Per channel (axis 1), for tensors that convolutions read.
+    clipping : float
+        Mean square of what the range cuts off, over all values seen.
     """
 
     low: float
@@ -48,6 +50,7 @@ class TensorRange:
     batches: int
     histogram: Histogram | None = None
     channels: ChannelStatistics | None = None
+    clipping: float = 0.0
 
     def divided(self, factor: np.ndarray) -> TensorRange:
         """Return the range of the tensor with channel c divided by ``factor[c]``: all that its channels span.
@@ -57,7 +60,8 @@ class TensorRange:
         if self.channels is None:
             raise ValueError("a range without statistics of its channels cannot be divided")
         divided = self.channels.divided(factor)
-        return replace(self, low=min(divided.low), high=max(divided.high), histogram=None, channels=divided)
+        ends = {"low": min(divided.low), "high": max(divided.high)}
+        return replace(self, **ends, histogram=None, channels=divided, clipping=0.0)
 
 
 class CalibrationTable(Mapping[str, TensorRange]):
@@ -227,9 +231,11 @@ def _listed(names: list[str]) -> str:
 def _check_ranges(ranges: Mapping[str, TensorRange], where: str) -> None:
     largest = float(np.finfo(np.float32).max)
     for name, r in ranges.items():
-        numbers = all(isinstance(x, Real) and not isinstance(x, bool) for x in (r.low, r.high))
+        numbers = all(isinstance(x, Real) and not isinstance(x, bool) for x in (r.low, r.high, r.clipping))
         if not (numbers and -largest <= r.low <= r.high <= largest):
             found, expected = f"range {r.low!r} .. {r.high!r}", "two finite float32 numbers, the lower first"
+        elif not (math.isfinite(r.clipping) and r.clipping >= 0):
+            found, expected = f"clipping {r.clipping!r}", "a mean square"
         elif not isinstance(r.method, str) or not isinstance(r.batches, Integral) or r.batches < 0:
             found, expected = f"method {r.method!r}, {r.batches!r} batches", "a name and a count"
         else:

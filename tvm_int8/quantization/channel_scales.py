@@ -23,12 +23,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from tvm_int8.quantization.calibration_table import TensorRange
+from tvm_int8.quantization.calibrators import CLIPPING_WEIGHT
 from tvm_int8.quantization.observers import ChannelStatistics
 from tvm_int8.quantization.scale_zero_point import scale_zero_point
 
-EXPONENTS = ((0.0, 0.0), (0.5, 0.0), (0.5, 0.25), (0.5, 0.5))  # (a, b); the first changes nothing
+EXPONENTS = ((0.5, 0.0), (0.5, 0.25), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0))  # (a, b)
 LEAST_RANGE = 0.05  # of a channel, relative to the tensor's: one that was quiet so far keeps room to be louder
-WORTHWHILE = 0.5  # predicted noise, relative to one scale for all, above which there is one: predictions are rough
 
 
 @dataclass(frozen=True)
@@ -104,36 +104,51 @@ def _free_scales(channels: ChannelStatistics, dtype: str) -> ChannelScales:
 
 
 def _choose_factor(seen: TensorRange, readers: Sequence[Reader], per_channel_weights: bool) -> np.ndarray | None:
-    """The best factor [C] of the family, its largest element one; None where it would gain next to nothing."""
+    """The best factor [C] of the family, its largest element one; None where one scale for all is better."""
     assert seen.channels is not None
     magnitude = np.maximum(-np.minimum(seen.channels.low, 0.0), np.maximum(seen.channels.high, 0.0))
     largest = np.max([np.abs(r.weight).max((1, 2)) for r in readers if r.mixes], axis=0).astype(np.float64)
     alive = (magnitude > 0) & (largest > 0)
     if alive.sum() < 2:
         return None
-    candidates = []
+    best, least = None, predicted_noise(seen, None, readers, per_channel_weights)
     for a, b in EXPONENTS:
         factor = np.ones(len(magnitude))
         factor[alive] = magnitude[alive] ** a / largest[alive] ** b
         factor[alive] /= factor[alive].max()
         factor = np.maximum(factor, LEAST_RANGE)
-        candidates.append((predicted_noise(seen, factor, readers, per_channel_weights), factor))
-    noise, factor = min(candidates, key=lambda candidate: candidate[0])
-    return factor if noise < WORTHWHILE * candidates[0][0] else None
+        noise = predicted_noise(seen, factor, readers, per_channel_weights)
+        if noise < least:
+            best, least = factor, noise
+    return best
+
+
+def _clipping(seen: TensorRange) -> np.ndarray:
+    """Mean square, [C], of what the calibrated range cuts off: distributed as the squares of the channels' excesses.
+
+    It counts as in least-squares calibration, because clipping errors all point one way.
+    """
+    assert seen.channels is not None
+    excess = np.maximum(np.asarray(seen.channels.high) - seen.high, 0.0) ** 2
+    excess = excess + np.maximum(seen.low - np.asarray(seen.channels.low), 0.0) ** 2
+    return CLIPPING_WEIGHT * seen.clipping * len(excess) * excess / max(float(excess.sum()), 1e-30)
 
 
 def predicted_noise(
-    seen: TensorRange, factor: np.ndarray, readers: Sequence[Reader], per_channel_weights: bool = True
+    seen: TensorRange, factor: np.ndarray | None, readers: Sequence[Reader], per_channel_weights: bool = True
 ) -> float:
     """Variance of the readers' outputs, relative to their signal, from uniform rounding of activations and weights.
 
-    Rounding never costs more than the value itself: what is far below half a step becomes zero, and zeros stay exact.
+    Without a factor the tensor has the one scale of its calibrated range. Rounding never costs more than the value
+    itself: what is far below half a step becomes zero, and zeros stay exact.
     """
     assert seen.channels is not None
-    divided = seen.divided(factor)
-    step = (max(divided.high, 0.0) - min(divided.low, 0.0)) / 255
+    whole = factor is None
+    ends = seen if whole else seen.divided(factor)
+    factor = np.ones(len(seen.channels.low)) if whole else factor
+    step = (max(ends.high, 0.0) - min(ends.low, 0.0)) / 255
     power = np.asarray(seen.channels.mean_square, np.float32)
-    data_error = np.minimum(step**2 / 12, power / factor**2)
+    data_error = np.minimum(step**2 / 12, power / factor**2) + (_clipping(seen) if whole else 0.0)
     total = 0.0
     for reader in readers:
         scaled = reader.weight * factor[:, None, None].astype(np.float32)

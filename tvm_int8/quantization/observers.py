@@ -35,6 +35,13 @@ class Histogram:
     width: float
     counts: tuple[int, ...]
 
+    def clipping_error(self, low: float, high: float) -> float:
+        """Return the mean square of what clipping to ``[low, high]`` takes from a value."""
+        counts = np.asarray(self.counts, np.float64)
+        values = (self.first + np.arange(len(counts)) + 0.5) * self.width
+        cut = values - values.clip(low, high)
+        return float((counts * cut**2).sum() / max(counts.sum(), 1.0))
+
 
 class MinMaxObserver:
     """The smallest and the largest value of a tensor.
@@ -208,8 +215,8 @@ class ChannelObserver:
     1 / (n + 1), and some channel of a wide tensor nearly always. Each input's extremes are a sample of block maxima,
     of which the largest of m is expected `beta * ln(m / n)` above the largest of n (Gumbel's law, beta = sqrt(6) / pi
     times their standard deviation: S. Coles, *An Introduction to Statistical Modeling of Extreme Values*, 2001). The
-    extremes delivered are those expected of `EXPECTED_INPUTS`; what is bounded, like ReLU's zero, does not vary and
-    stays.
+    extremes delivered are those expected of `EXPECTED_INPUTS`, of the same sign as those seen; what is bounded, like
+    ReLU's zero, does not vary and stays.
 
     NaN and infinities are the business of the observer of the whole tensor, which sees the same batches first.
     """
@@ -244,10 +251,7 @@ class ChannelObserver:
         variance = self._squared_extremes / self._inputs - (self._extremes / self._inputs) ** 2
         beta = np.sqrt(6 * np.maximum(variance, 0.0)) / np.pi
         low_room, high_room = beta * np.log(max(EXPECTED_INPUTS / self._inputs, 1.0))
-        arrays = (
-            self._low - low_room,
-            self._high + high_room,
-            self._sum / self._count,
-            self._sum_of_squares / self._count,
-        )
+        low = np.where(self._low >= 0, np.maximum(self._low - low_room, 0.0), self._low - low_room)
+        high = np.where(self._high <= 0, np.minimum(self._high + high_room, 0.0), self._high + high_room)
+        arrays = low, high, self._sum / self._count, self._sum_of_squares / self._count
         return ChannelStatistics(*(tuple(np.asarray(a, np.float64).tolist()) for a in arrays))
