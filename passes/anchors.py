@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ from tvm import relax
 from tvm_int8.specs import NOTHING, ChannelGather, Conv2d, Operand, Output, Pool2d, Program, Resize2d, Tensor, Window2d
 
 from .conversions import conversion
+from .convolution_weights import is_depthwise
 from .epilogue_expression import ACC, apply, channel, linearize, number, split_bias
 from .expressions import const_value, dtype_of, op_name, shape_of
 from .groups import logical_shape, slice_ranges
 from .quantization_parameters import quantization_of
-from .quantized_values import dequantized, dequantized_by_channel, quantized_weight, real_weight
+from .quantized_values import Quantized, dequantized, dequantized_by_channel, quantized_weight, real_weight
 from .resize_tables import axis_table
 
 LARGEST_BIAS = 2**30  # an integer bias beyond this stays a float32 addition
@@ -31,8 +33,7 @@ def convolution(group) -> relax.Call:
     out_axis, groups = (1 if transposed else 0), int(call.attrs.groups)
     data_shape, channels_out = shape_of(call.args[0]), shape_of(call)[1]
     quantized, weight = dequantized(group.flow, call.args[0]), quantized_weight(group.flow, call.args[1], out_axis)
-    if not transposed and groups == data_shape[1] == channels_out:
-        quantized = quantized or dequantized_by_channel(group.flow, call.args[0])
+    quantized = quantized or _channels_it_can_read(group.flow, call)
     integer = quantized is not None and quantized.dtype == "uint8" and weight is not None
     bias, pad_value = np.zeros(channels_out, np.float64), 0
     if integer:
@@ -40,9 +41,8 @@ def convolution(group) -> relax.Call:
         values, weight_scale = weight
         per_channel = np.tile(np.broadcast_to(weight_scale, values.shape[out_axis]), groups if transposed else 1)
         value = apply("mul", ACC, channel(quantized.scale * per_channel.astype(np.float64)))
-        sums = _weight_sums(values, transposed, groups)
-        bias -= quantized.zero_point * sums
-        pad_value = _same_everywhere(quantized.zero_point)
+        bias -= _of_zeros(values, transposed, groups, quantized.zero_point)
+        pad_value = _same_everywhere(quantized.zero_point) if any(_ints(call.attrs.padding)) or transposed else 0
     else:
         group.add_input(call.args[0], "float32", data_shape)
         values, value = real_weight(group.flow, call.args[1]), ACC
@@ -83,12 +83,27 @@ def _same_everywhere(zero_point) -> int | None:
     return int(values[0]) if len(values) == 1 else None
 
 
-def _weight_sums(weight: np.ndarray, transposed: bool, groups: int) -> np.ndarray:
-    """Sum of each output channel's weights."""
-    sums = weight.astype(np.int64)
-    if not transposed:
-        return sums.sum((1, 2, 3))
-    return sums.sum((2, 3)).reshape(groups, -1, weight.shape[1]).sum(1).ravel()
+def _channels_it_can_read(flow, call: relax.Call) -> Quantized | None:
+    """Data with quantisation per channel, if the convolution can take it in.
+
+    Scales of their own take a depthwise convolution, zero points alone one that does not pad.
+    """
+    quantized = dequantized_by_channel(flow, call.args[0]) if op_name(call) == "nn.conv2d" else None
+    if quantized is None or is_depthwise(call):
+        return quantized
+    if any(_ints(call.attrs.padding)) or len(np.unique(quantized.scale)) > 1:
+        return None
+    return replace(quantized, scale=float(quantized.scale[0]))
+
+
+def _of_zeros(weight: np.ndarray, transposed: bool, groups: int, zero_point) -> np.ndarray:
+    """What each output channel's weights make of data that is real zero everywhere, int64 [O]."""
+    sums = weight.astype(np.int64).sum((2, 3))
+    inputs = weight.shape[0] if transposed else weight.shape[1] * groups
+    zeros = np.broadcast_to(np.asarray(zero_point, np.int64), inputs).reshape(groups, -1)
+    if transposed:
+        return np.einsum("gc,gco->go", zeros, sums.reshape(groups, -1, weight.shape[1])).ravel()
+    return np.einsum("gc,goc->go", zeros, sums.reshape(groups, -1, weight.shape[1])).ravel()
 
 
 def _with_accumulator(program: Program, dtype: str) -> Program:

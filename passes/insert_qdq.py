@@ -6,8 +6,8 @@ Requires   a canonical float module (after DenseToConv2d), and a range for every
 Ensures    activations uint8 (asymmetric), with one scale or, where that pays, one per channel (`channel_scales`);
            weights int8 symmetric, per output channel unless configured otherwise; biases stay float32 (their integers
            follow from the scales); tensors that only move keep the scale they had.
-           A convolution that mixes channels with scales of their own reads them with one scale, and their factors are
-           in its weights:  conv2d(dequantize(q, step), w * factor).
+           A convolution that mixes channels with scales of their own reads them with one step, and their factors are
+           in its weights:  conv2d(dequantize(q, step, zero points), w * factor).
 Method     Krishnamoorthi 2018 (arXiv:1806.08342); QDQ as in ONNX Runtime and TensorRT.
 """
 
@@ -99,7 +99,11 @@ class _Pairs:
         stored = new.emit(quantized, f"{var.name}_quantized")
         new.redirect(var, new.emit(relax.op.dequantize(stored, *arguments, axis=axis), f"{var.name}_dequantized"))
         if own is not None and own.factor is not None:
-            plain = relax.op.dequantize(stored, *_arguments(own.step, own.zero_point[0]), axis=-1)
+            if (own.zero_point == own.zero_point[0]).all():
+                plain = relax.op.dequantize(stored, *_arguments(own.step, own.zero_point[0]), axis=-1)
+            else:
+                steps = np.full(len(own.scale), own.step)
+                plain = relax.op.dequantize(stored, *_arguments(steps, own.zero_point), axis=1)
             self.mixed[var] = new.emit(plain, f"{var.name}_divided")
 
     def convolution(self, call: relax.Call, new: Rebuilder) -> tuple[relax.Call, np.ndarray | None]:
@@ -125,7 +129,8 @@ class _Pairs:
 
 def _reader(call: relax.Call, var: Var) -> Reader:
     if op_name(call) in CONVOLUTIONS and call.args[0] == var:
-        return Reader(incoming_weights(call), not is_depthwise(call))
+        pads = op_name(call) != "nn.conv2d" or any(int(p) for p in call.attrs.padding)
+        return Reader(incoming_weights(call), not is_depthwise(call), pads)
     return Reader(np.ones((shape_of(var)[1], 1, 1), np.float32), False)
 
 

@@ -9,7 +9,8 @@ a multiplier per channel anyway, so it can store every channel in a scale of its
     Channel c's scale, relative to the tensor's, moves into the weights that read it: w[o, c] * factor[c].  That costs
     precision where it enlarges the largest weights of an output channel, since these set the weights' scale.  Both
     noises can be predicted from the weights and the observed channels, so the best of a family
-    factor = range^a / weight^b is picked per tensor.
+    factor = range^a / weight^b is picked per tensor.  Zero points of their own disappear in the biases, unless the
+    convolution pads.
 
 Source: Nagel et al. 2019 (arXiv:1906.04721) for moving scale between activations and weights; Xiao et al. 2023
 (SmoothQuant, arXiv:2211.10438) for the exponents.
@@ -41,22 +42,25 @@ class Reader:
         What it multiplies each channel by; ones for element-wise operators.
     mixes : bool
         Whether it adds different channels up.
+    pads : bool
+        Whether it also reads zeros around the tensor.
     """
 
     weight: np.ndarray
     mixes: bool
+    pads: bool = False
 
 
 @dataclass(frozen=True)
 class ChannelScales:
     """real[c] = scale[c] * (q - zero_point[c]), and scale = step * factor where some reader mixes channels.
 
-    scale : float32 [C]; zero_point : int64 [C], all the same with a factor; factor : float64 [C] or None.
+    scale : float32 [C]; zero_point : int64 [C]; factor : float64 [C] or None.
     """
 
     scale: np.ndarray
     zero_point: np.ndarray
-    step: np.float32 = np.float32(1)
+    step: float = 1.0
     factor: np.ndarray | None = None
 
 
@@ -88,10 +92,26 @@ def channel_scales(
     factor = _choose_factor(seen, readers, per_channel_weights)
     if factor is None:
         return None
-    divided = seen.divided(factor)
-    step, zero_point = scale_zero_point(divided.low, divided.high, dtype)
-    scale = (np.float64(step) * factor).astype(np.float32)
-    return ChannelScales(scale, np.full(len(factor), zero_point, np.int64), step, factor)
+    low, high = _ends(seen, factor, readers)
+    pairs = [scale_zero_point(*ends, dtype) for ends in zip(low, high, strict=True)]
+    scale = (np.float64(pairs[0][0]) * factor).astype(np.float32)
+    return ChannelScales(scale, np.array([zero for _, zero in pairs], np.int64), float(pairs[0][0]), factor)
+
+
+def _ends(seen: TensorRange, factor: np.ndarray, readers: Sequence[Reader]) -> tuple[np.ndarray, np.ndarray]:
+    """The ends, [C], of what each divided channel's integers stand for, equally far apart.
+
+    Every channel has the width of the widest, around its own middle and 0; the same ends where a reader pads.
+    """
+    assert seen.channels is not None
+    low = np.minimum(np.asarray(seen.channels.low) / factor, 0.0)
+    high = np.maximum(np.asarray(seen.channels.high) / factor, 0.0)
+    if any(reader.mixes and reader.pads for reader in readers):
+        return np.full(len(low), low.min()), np.full(len(high), high.max())
+    width = (high - low).max()
+    room = (width - (high - low)) / 2
+    low = np.where(low < 0, np.maximum(low - room, -width), 0.0)
+    return low, low + width
 
 
 def _free_scales(channels: ChannelStatistics, dtype: str) -> ChannelScales:
@@ -106,7 +126,8 @@ def _free_scales(channels: ChannelStatistics, dtype: str) -> ChannelScales:
 def _choose_factor(seen: TensorRange, readers: Sequence[Reader], per_channel_weights: bool) -> np.ndarray | None:
     """The best factor [C] of the family, its largest element one; None where one scale for all is better."""
     assert seen.channels is not None
-    magnitude = np.maximum(-np.minimum(seen.channels.low, 0.0), np.maximum(seen.channels.high, 0.0))
+    low, high = np.minimum(seen.channels.low, 0.0), np.maximum(seen.channels.high, 0.0)
+    magnitude = np.maximum(-low, high) if any(r.mixes and r.pads for r in readers) else high - low
     largest = np.max([np.abs(r.weight).max((1, 2)) for r in readers if r.mixes], axis=0).astype(np.float64)
     alive = (magnitude > 0) & (largest > 0)
     if alive.sum() < 2:
@@ -144,9 +165,12 @@ def predicted_noise(
     """
     assert seen.channels is not None
     whole = factor is None
-    ends = seen if whole else seen.divided(factor)
     factor = np.ones(len(seen.channels.low)) if whole else factor
-    step = (max(ends.high, 0.0) - min(ends.low, 0.0)) / 255
+    if whole:
+        step = (max(seen.high, 0.0) - min(seen.low, 0.0)) / 255
+    else:
+        low, high = _ends(seen, factor, readers)
+        step = (high[0] - low[0]) / 255
     power = np.asarray(seen.channels.mean_square, np.float32)
     data_error = np.minimum(step**2 / 12, power / factor**2) + (_clipping(seen) if whole else 0.0)
     total = 0.0

@@ -22,9 +22,9 @@ def quantize_weight(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Quantise a weight symmetrically, with one scale per output channel or one for the tensor.
 
-    ``scale = max|weight| / 127`` (near that with `preserve_sums`) and ``q = clip(round(weight / scale), -127, 127)`` in float32, half to even, with zero
-    point 0 (Krishnamoorthi, *Quantizing deep convolutional networks for efficient inference: a whitepaper*, 2018,
-    arXiv:1806.08342).
+    ``scale = max|weight| / 127`` (near that with `preserve_sums`) and ``q = clip(round(weight / scale), -127, 127)`` in
+    float32, half to even, with zero point 0 (Krishnamoorthi, *Quantizing deep convolutional networks for efficient
+    inference: a whitepaper*, 2018, arXiv:1806.08342).
 
     Parameters
     ----------
