@@ -4,7 +4,7 @@
 
 scale * (q - z) = scale * ((q + 128) - (z + 128)), and both saturate at the same reals.  Weights, int8 constants, stay.
 
-Requires   per-tensor activations.
+Requires   constant scales and zero points, per tensor or per channel.
 Ensures    every quantize delivers uint8, unless its integers are a model output.
 """
 
@@ -15,8 +15,8 @@ import tvm
 from tvm import relax
 
 from .dataflow import Dataflow, Rebuilder, rebuild
-from .expressions import Expr, constant, dtype_of, op_name
-from .quantization_parameters import quantization_of
+from .expressions import Expr, const_value, constant, dtype_of, op_name
+from .quantization_parameters import any_quantization_of
 
 SHIFT = 128
 
@@ -32,25 +32,31 @@ class UnsignedActivations:
 
         def rewrite(binding, value: Expr, _new: Rebuilder) -> Expr | None:
             if binding.var in shifted:
-                scale, zero_point = quantization_of(value)
-                return relax.op.quantize(value.args[0], *_constants(scale, zero_point), axis=-1, out_dtype="uint8")
+                return relax.op.quantize(value.args[0], *_shifted(value), int(value.attrs.axis), "uint8")
             if op_name(binding.value) == "dequantize" and binding.value.args[0] in shifted:
-                scale, zero_point = quantization_of(value)
-                return relax.op.dequantize(value.args[0], *_constants(scale, zero_point), axis=-1)
+                return relax.op.dequantize(value.args[0], *_shifted(value), int(value.attrs.axis))
             return None
 
         return rebuild(mod, rewrite)
 
 
-def _constants(scale: float, zero_point: int):
-    return constant(np.asarray(scale, np.float32)), constant(np.asarray(zero_point + SHIFT, np.uint8))
+def _shifted(call: relax.Call) -> tuple[Expr, Expr]:
+    """Scale, and the zero point of uint8."""
+    zero_point = const_value(call.args[2]).astype(np.int16) + SHIFT
+    return call.args[1], constant(zero_point.astype(np.uint8))
 
 
 def _is_private_int8(binding, flow: Dataflow) -> bool:
     """An int8 quantize that only dequantizes of the same kind read."""
     call, var = binding.value, binding.var
-    if op_name(call) != "quantize" or dtype_of(call) != "int8" or quantization_of(call) is None or flow.is_output(var):
+    if (
+        op_name(call) != "quantize"
+        or dtype_of(call) != "int8"
+        or any_quantization_of(call) is None
+        or flow.is_output(var)
+    ):
         return False
     return all(
-        op_name(user.value) == "dequantize" and quantization_of(user.value) is not None for user in flow.consumers[var]
+        op_name(user.value) == "dequantize" and any_quantization_of(user.value) is not None
+        for user in flow.consumers[var]
     )

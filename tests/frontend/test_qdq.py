@@ -59,7 +59,7 @@ def qdq_conv(activation=np.uint8, weight=np.int8, weight_zero=0, per_channel=Tru
 def test_convolution(activation, per_channel):
     module = check(qdq_conv(activation, per_channel=per_channel), atol=0.051)
     assert op_counts(module) == {"quantize": 2, "dequantize": 3, "nn.conv2d": 1, "add": 1, "nn.relu": 1}
-    assert {str(call.attrs.out_dtype) for call in calls(module, "quantize")} == {"uint8"}
+    assert {str(call.attrs.out_dtype) for call in calls(module, "quantize")} == {np.dtype(activation).name}
     conv = calls(module, "nn.conv2d")[0]
     values = {binding.var: binding.value for binding in bindings(module)}
     weight = values[conv.args[1]]

@@ -14,7 +14,6 @@ from ..errors import ModelError, TvmInt8Error
 from .messages import reason_of
 from .onnx_importer import import_onnx
 from .relax_importer import import_relax
-from .unsigned_activations import make_activations_unsigned
 
 _KINDS = "a path, bytes, onnx.ModelProto, tvm.IRModule or torch.export.ExportedProgram"
 
@@ -43,7 +42,7 @@ def load_model(model, input_shapes: Mapping[str, Sequence[int]] | None = None) -
         The model cannot be read, or uses what this compiler does not support.
     """
     try:
-        return make_activations_unsigned(_import(model, dict(input_shapes or {})))
+        return _import(model, dict(input_shapes or {}))
     except TvmInt8Error:
         raise
     except Exception as error:  # a damaged file can fail anywhere
