@@ -106,6 +106,13 @@ def store(buffer, index, value, lanes: int = LANES) -> None:
     T.buffer_store(buffer, value, [T.ramp(index, 1, lanes) if lanes > 1 else index])
 
 
+def prefetch(buffer, index) -> None:
+    """Ask for the cache line of element `index`; addresses behind the buffer are ignored by the CPU."""
+    address = T.address_of(buffer[index])
+    arguments = (const(value, "int32", 1) for value in (0, 3, 1))  # to read, in all caches, data
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, *arguments))
+
+
 def const(value, dtype: str, lanes: int = LANES):
     """A constant in all lanes."""
     scalar = tirx.const(float(value) if dtype.startswith("float") else int(value), dtype)
