@@ -16,8 +16,8 @@ Schedule
     ow_tile * oc_tile + oc_tile + 1 registers must fit.  Weights are packed in the order in which they are read.
     Accumulators start from the bias.  All tiles form one parallel loop, output channels outermost, so that a thread
     keeps its weights in L2; while it computes the pixels of one tile of output channels, it prefetches the weights of
-    the next, which a network's other layers have driven into L3.  Padding is a copy into a scratch tensor before; it costs a few percent of the smallest
-    layers.
+    the next, which the network's other layers have driven into L3.  Padding is a copy into a scratch tensor before; it
+    costs a few percent of the smallest layers.
 
 Evidence
     AMD Zen 5, one thread, 2 x 512-bit `vpdpbusd` per cycle, peak 510 GMAC/s: 3x3 layers of ResNet-50 at 470..497
