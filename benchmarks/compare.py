@@ -42,7 +42,8 @@ def tvm_int8_int8(model: onnx.ModelProto, calibration: Sequence[np.ndarray], thr
     import tvm_int8
 
     module = tvm_int8.compile(model, calibration=list(calibration), num_threads=threads)
-    return Runner("tvm_int8 INT8", module, tvm_int8.__version__)
+    macs = sum(row.macs for row in module.metadata.kernels)
+    return Runner("tvm_int8 INT8", module, tvm_int8.__version__, macs)
 
 
 RUNNERS: dict[str, Callable[..., Runner | Absent]] = {
@@ -83,7 +84,8 @@ def compare(network: Network, threads: int, options: Options) -> dict:
     -------
     dict
         Ready for JSON: ``network``, ``threads``, ``runners`` (per runner its times in ms, SQNR in dB, relative error,
-        share of equal decisions, seconds to prepare), ``absent`` (runner to reason) and ``ratios``.
+        share of equal decisions, seconds to prepare), ``absent`` (runner to reason), ``ratios`` and ``floor`` (``macs``
+        and ``peak_gmacs_per_s``, or the ``reason`` why they are missing).
     """
     model = onnx_graph.logits_model(network.model)
     calibration, inputs = network.inputs(options.calibration, 0), network.inputs(options.checks, 1)
@@ -106,6 +108,7 @@ def compare(network: Network, threads: int, options: Options) -> dict:
         "runners": rows,
         "absent": absent,
         "ratios": report.ratios(rows),
+        "floor": _floor(runners, threads),
     }
 
 
@@ -149,6 +152,17 @@ def _time(runners: dict[str, Runner], x: np.ndarray, options: Options):
         gc.enable()
 
 
+def _floor(runners: dict[str, Runner], threads: int) -> dict:
+    """Return what the direct-convolution floor is made of; the peak is measured anew beside every network."""
+    if "tvm_int8" not in runners or not runners["tvm_int8"].macs:
+        return {"reason": "needs the multiply-adds that tvm_int8 INT8 counts"}
+    from benchmarks import peak
+
+    if reason := peak.unavailable():
+        return {"reason": reason}
+    return {"macs": runners["tvm_int8"].macs, "peak_gmacs_per_s": round(peak.peak_gmacs_per_s(threads), 1)}
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("networks", nargs="*", default=["resnet50", "squeezenet"], help="names or .onnx files")
@@ -158,7 +172,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--calibration", type=int, default=16, help="calibration inputs (default 16)")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds of timing per network and thread count")
     parser.add_argument("--cache", type=Path, help="folder to keep generated networks in")
-    parser.add_argument("--output", type=Path, help="writes OUTPUT.json and OUTPUT.md")
+    parser.add_argument("--output", type=Path, help="writes OUTPUT.json, OUTPUT.md and OUTPUT.png")
     return parser.parse_args(argv)
 
 
@@ -166,15 +180,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; the exit code is 1 when an FP32 output is wrong or tvm_int8 failed on a network."""
     arguments = _arguments(argv)
     options = Options(arguments.runners, arguments.rounds, arguments.calibration, limit_s=arguments.limit)
-    results = []
+    results: list[dict] = []
+    no_chart = None
     for name in arguments.networks:
         network = load_network(name, arguments.cache)
         for threads in arguments.threads:
             print(f"{network.name}, {threads} thread(s) ...", file=sys.stderr, flush=True)
             results.append(compare(network, threads, options))
             if arguments.output:  # after every network, so that an interrupted run leaves what it has
-                report.write(results, arguments.output)
+                no_chart = report.write(results, arguments.output)
     print(report.markdown(results))
+    if no_chart:
+        print(no_chart, file=sys.stderr)
     return 1 if report.failures(results) else 0
 
 

@@ -32,11 +32,14 @@ class Runner:
         Takes the network's one input and returns the list of its outputs.
     version : str
         Of the runtime.
+    macs : int
+        Multiply-adds of one run, where the runtime says; else 0.
     """
 
     name: str
     infer: Infer
     version: str = ""
+    macs: int = 0
 
 
 @dataclass
@@ -180,3 +183,6 @@ def _openvino_runner(name: str, graph, threads: int) -> Runner | Absent:
 
 PEERS = {"ort_fp32": ort_fp32, "ort_int8": ort_int8, "openvino_fp32": openvino_fp32, "openvino_int8": nncf_int8}
 """Name on the command line to the function that makes the runner."""
+
+INT8_PEERS = ("ort_int8", "openvino_int8")
+"""Those whose better one is what this project's INT8 is measured by."""

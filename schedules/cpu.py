@@ -11,7 +11,7 @@ class Cpu:
 
     vector_registers : architectural vector registers
     vector_bits : width of one
-    dot : how four u8 x s8 products are accumulated: "avx512vnni" | "avxvnni" | "none"
+    dot : how four u8 x s8 products are accumulated: "avx512vnni" | "avx512bw" | "avxvnni" | "avx2" (see `dot`)
     """
 
     name: str

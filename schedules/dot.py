@@ -11,6 +11,7 @@ import numpy as np
 from tvm.tirx.script import builder as T
 
 from .cpu import Cpu
+from .lanes import half, joined
 from .vector import fma, intrinsic, load
 
 
@@ -54,6 +55,17 @@ class Avx512Vnni:
         return intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, data, weight)
 
 
+class AvxVnni(Avx512Vnni):
+    """Four channels: two `vpdpbusd ymm`, exact in int32."""
+
+    def __call__(self, acc, data, weight):
+        halves = [
+            intrinsic("int32x8", "llvm.x86.avx512.vpdpbusd.256", *(half(v, high) for v in (acc, data, weight)))
+            for high in (False, True)
+        ]
+        return joined(halves)
+
+
 class Avx512Pmaddwd:
     """Four channels without VNNI, exact: even and odd bytes widened to int16, two `vpmaddwd zmm`.
 
@@ -80,11 +92,28 @@ class Avx512Pmaddwd:
         return T.Bind(even), T.Bind(odd)
 
     def __call__(self, acc, data, weight):
-        for half_data, half_weight in zip(data, weight, strict=True):
-            acc = acc + intrinsic("int32x16", "llvm.x86.avx512.pmaddw.d.512", half_data, half_weight)
+        for bytes_of_data, bytes_of_weight in zip(data, weight, strict=True):
+            acc = acc + self._multiply(bytes_of_data, bytes_of_weight)
         return acc
+
+    def _multiply(self, data, weight):
+        return intrinsic("int32x16", "llvm.x86.avx512.pmaddw.d.512", data, weight)
+
+
+class Avx2Pmaddwd(Avx512Pmaddwd):
+    """The same with `vpmaddwd ymm`, twice as many."""
+
+    def _multiply(self, data, weight):
+        halves = [
+            intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", half(data, high), half(weight, high))
+            for high in (False, True)
+        ]
+        return joined(halves)
+
+
+_FORMS = {"avx512vnni": Avx512Vnni, "avx512bw": Avx512Pmaddwd, "avxvnni": AvxVnni, "avx2": Avx2Pmaddwd}
 
 
 def for_cpu(cpu: Cpu):
     """The u8 x s8 multiply-add of a CPU."""
-    return {"avx512vnni": Avx512Vnni, "avx512bw": Avx512Pmaddwd}[cpu.dot]()
+    return _FORMS[cpu.dot]()

@@ -90,6 +90,18 @@ def shuffle(vectors: Sequence, indices: Sequence[int]):
     return tirx.Shuffle(list(vectors), [tirx.const(int(i), "int32") for i in indices])
 
 
+def half(vector, high: bool):
+    """The lower or the upper lanes of a vector."""
+    count = int(str(vector.ty.dtype).rpartition("x")[2]) // 2
+    return shuffle([vector], range(count * high, count * high + count))
+
+
+def joined(halves: Sequence):
+    """Two equally long vectors as one."""
+    count = int(str(halves[0].ty.dtype).rpartition("x")[2])
+    return shuffle(halves, range(2 * count))
+
+
 def transpose(rows: Sequence) -> list:
     """16 vectors of 16 lanes, transposed by four perfect shuffles (64 unpack instructions)."""
     assert len(rows) == LANES

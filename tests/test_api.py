@@ -337,7 +337,7 @@ def test_bad_options(model, name):
     assert_actionable(caught.value, *words)
 
 
-@pytest.mark.parametrize("target", ["llvm -mcpu=cascadelak", "cuda", "alderlake", 7, "", {"kind": "llvm"}])
+@pytest.mark.parametrize("target", ["llvm -mcpu=cascadelak", "cuda", "nehalem", 7, "", {"kind": "llvm"}])
 def test_bad_targets(model, target):
     with pytest.raises(TargetError) as caught:
         tvm_int8.compile(model, target=target)

@@ -256,4 +256,4 @@ def test_from_model_to_outputs(capsys, model, tmp_path):
         np.testing.assert_allclose(int8, outputs[0], rtol=0.05, atol=0.02 * np.abs(outputs[0]).max())
     np.testing.assert_array_equal(outputs[1], outputs[2])
     assert_one_line_error(run(capsys, "compile", model, "-o", path), "symbolic")
-    assert_one_line_error(run(capsys, "compile", model, "-o", path, *shape, "--target", "haswell"), "haswell")
+    assert_one_line_error(run(capsys, "compile", model, "-o", path, *shape, "--target", "nehalem"), "nehalem")

@@ -72,6 +72,17 @@ def test_int8_is_bit_exact_outside_of_the_calibrated_range(network):
         np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.parametrize("target", ["cascadelake", "skylake-avx512", "haswell"])
+@pytest.mark.parametrize("name", ["mobile", "decoder"])
+def test_other_targets_are_bit_exact(name, target):
+    model = NETWORKS[name]()
+    network = compile_and_keep(model, calibration=draw(model, 4, seed=0), progress=False, target=target)
+    (inputs,) = draw(model, 1, seed=1)
+    expected = run_network(network.ordered, *inputs.values())
+    for found, wanted in zip(network.module(*inputs.values()), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
 def test_int8_is_close_to_onnxruntime(network):
     batches = draw(network.model, 4, seed=3)
     reference = [run_onnx(network.model, inputs) for inputs in batches]

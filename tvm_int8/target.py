@@ -25,9 +25,27 @@ from .schedules.cpu import Cpu
 _TRIPLE = "x86_64-unknown-linux-gnu"
 _ACTION = 'write for instance "llvm -mcpu=cascadelake", "znver4" or "native"'
 
-_DOTS: tuple[tuple[str, set[str]], ...] = (("avx512vnni", {"avx512vnni"}), ("avx512bw", set()))
-"""How products are accumulated, best first, with the features it needs beyond `_BASE`."""
-_BASE = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"}
+_AVX2 = {"avx2", "fma"}
+_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+
+
+@dataclass(frozen=True)
+class _Isa:
+    """An instruction set: how products are accumulated, the features that needs, vector width and registers."""
+
+    dot: str
+    features: frozenset[str]
+    vector_bits: int
+    vector_registers: int
+
+
+_ISAS = (
+    _Isa("avx512vnni", frozenset(_AVX512 | {"avx512vnni"}), 512, 32),
+    _Isa("avx512bw", frozenset(_AVX512), 512, 32),
+    _Isa("avxvnni", frozenset(_AVX2 | {"avxvnni"}), 256, 16),
+    _Isa("avx2", frozenset(_AVX2), 256, 16),
+)
+"""Best first."""
 
 _OPTIONS = {"mcpu", "mattr", "mtriple", "num-cores"}
 _IGNORED = {"kind", "keys", "tag", "device", "model", "host", "libs"}
@@ -62,8 +80,14 @@ _CACHES_KB = {
     "graniterapids": (48, 2048),
     "graniterapids-d": (48, 2048),
     "znver5": (48, 1024),
+    "alderlake": (48, 1280),
+    "raptorlake": (48, 2048),
+    "arrowlake": (48, 2560),
+    "sierraforest": (32, 4096),
+    **dict.fromkeys(("haswell", "broadwell", "skylake", "x86-64-v3"), (32, 256)),
+    **dict.fromkeys(("znver1", "znver2", "znver3"), (32, 512)),
 }
-"""L1 data and L2 of one core; 32 KB and 1 MB elsewhere (Skylake-SP to Cooper Lake, Zen 4)."""
+"""L1 data and L2 of one core in KB; 32 KB and 1 MB elsewhere (Skylake-SP to Cooper Lake, Zen 4)."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +129,12 @@ def parse_target(target: Any = "native") -> ResolvedTarget:
     Raises
     ------
     TargetError
-        The target is not an x86 CPU with AVX-512, or an option is unknown; the message lists what is supported.
+        The target is not an x86 CPU with AVX2, or an option is unknown; the message lists what is supported.
 
     Examples
     --------
-    >>> parse_target("llvm -mcpu=cascadelake").cpu.dot, parse_target("skylake-avx512").cpu.dot
-    ('avx512vnni', 'avx512bw')
+    >>> parse_target("llvm -mcpu=cascadelake").cpu.dot, parse_target("haswell").cpu.dot
+    ('avx512vnni', 'avx2')
     """
     where = f"target {str(target)!r}"
     try:
@@ -128,7 +152,7 @@ def parse_target(target: Any = "native") -> ResolvedTarget:
 def supported_mcpus() -> tuple[str, ...]:
     """Return the names of the CPUs this compiler generates code for."""
     names = {_canonical(name) for name in _known_mcpus()}
-    return tuple(sorted(name for name in names if _dot(_llvm_features(name)) and not _llvm_features(name) & _UNCHECKED))
+    return tuple(sorted(name for name in names if _isa(_llvm_features(name)) and not _llvm_features(name) & _UNCHECKED))
 
 
 def required_cpu_features(mcpu: str, mattr: Iterable[str] = ()) -> tuple[str, ...]:
@@ -214,9 +238,9 @@ def _resolve(options: Mapping[str, Any], where: str) -> ResolvedTarget:
     else:
         mcpu = _check_mcpu(mcpu, where)
     features = _llvm_features(mcpu, mattr)
-    dot = _dot(features)
-    if dot is None or features & _UNCHECKED:
-        missing = sorted(_BASE - features)
+    isa = _isa(features)
+    if isa is None or features & _UNCHECKED:
+        missing = sorted(_AVX2 - features)
         found = f"{mcpu} lacks {', '.join(missing)}" if missing else f"{mcpu} has {', '.join(features & _UNCHECKED)}"
         raise TargetError(where, found, "one of " + ", ".join(supported_mcpus()), "choose one that the machine can run")
     tvm_options: dict[str, Any] = {"kind": "llvm", "mcpu": mcpu}
@@ -227,7 +251,7 @@ def _resolve(options: Mapping[str, Any], where: str) -> ResolvedTarget:
     threads = default_num_threads()
     if "num-cores" in options:
         threads = tvm_options["num-cores"] = _num_cores(options["num-cores"], where)
-    cpu = _cpu_model(mcpu, dot, threads, native)
+    cpu = _cpu_model(mcpu, isa, threads, native)
     return ResolvedTarget(tvm.target.Target(tvm_options), cpu, mcpu, required_cpu_features(mcpu, mattr))
 
 
@@ -269,13 +293,14 @@ def _native_mcpu(where: str) -> tuple[str, tuple[str, ...]]:
     A CPU that this LLVM does not know, or of which too much is hidden, is taken for the best plain one within it.
     """
     system = codegen.llvm_get_system_cpu()
-    plain = sorted(("icelake-server", "cascadelake", "skylake-avx512"), key=lambda name: len(_hidden(name)))
-    for name in (system, *plain):
+    plain = ("icelake-server", "cascadelake", "skylake-avx512", "alderlake", "haswell")
+    for name in (system, *sorted(plain, key=lambda name: len(_hidden(name)))):
         features, hidden = _llvm_features(name), _hidden(name)
-        if _dot(features) and not hidden & (_BASE | {"avx512vnni"}):
+        isa = _isa(features)
+        if isa and not hidden & isa.features:
             return name, tuple(f"-{feature}" for feature in sorted(hidden | features & _UNCHECKED))
-    missing = missing_features(_named(_BASE))
-    found = f"this machine's CPU ({system}) has no {', '.join(missing) or 'AVX-512'}"
+    missing = missing_features(_named(_AVX2))
+    found = f"this machine's CPU ({system}) has no {', '.join(missing) or 'AVX2'}"
     raise TargetError(where, found, "a CPU like " + ", ".join(supported_mcpus()), "compile for another machine's CPU")
 
 
@@ -290,17 +315,17 @@ def _named(features: Iterable[str]) -> list[str]:
     return [_CPUINFO_NAMES[feature] for feature in features if feature in _CPUINFO_NAMES]
 
 
-def _cpu_model(mcpu: str, dot: str, threads: int, native: bool) -> Cpu:
+def _cpu_model(mcpu: str, isa: _Isa, threads: int, native: bool) -> Cpu:
     l1_kb, l2_kb = _CACHES_KB.get(mcpu, (32, 1024))
     l1_bytes = (cache_bytes(1) if native else None) or l1_kb << 10
     l2_bytes = (cache_bytes(2) if native else None) or l2_kb << 10
-    return Cpu(mcpu, dot, 512, 32, l1_bytes, l2_bytes, threads)
+    return Cpu(mcpu, isa.dot, isa.vector_bits, isa.vector_registers, l1_bytes, l2_bytes, threads)
 
 
-def _dot(features: Iterable[str]) -> str | None:
-    """Return the best way to accumulate products, None where there is none."""
+def _isa(features: Iterable[str]) -> _Isa | None:
+    """Return the best instruction set within some features, None where there is none."""
     features = set(features)
-    return next((dot for dot, needed in _DOTS if _BASE | needed <= features), None)
+    return next((isa for isa in _ISAS if isa.features <= features), None)
 
 
 def _canonical(mcpu: str) -> str:

@@ -1,5 +1,7 @@
 """Conv2dRule: every shape of convolution, to the last bit."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -124,7 +126,11 @@ def test_shape(name, dtype):
     check(conv_spec(**SHAPES[name], dtype=dtype, output=output))
 
 
-@pytest.mark.parametrize("cpu", [CASCADELAKE, Cpu("skylake-avx512", "avx512bw", 512, 32)], ids=lambda c: c.name)
+SKYLAKE = Cpu("skylake-avx512", "avx512bw", 512, 32)
+HASWELL = Cpu("haswell", "avx2", 256, 16)
+
+
+@pytest.mark.parametrize("cpu", [CASCADELAKE, SKYLAKE, HASWELL], ids=lambda c: c.name)
 @pytest.mark.parametrize("name", ["3x3", "channel tails", "7x7 image", "groups of 3", "transposed 3x3"])
 def test_other_cpus(name, cpu):
     check(conv_spec(**SHAPES[name]), cpu)
@@ -140,7 +146,7 @@ def test_extremes_do_not_saturate():
     for x, w in ((255, -128), (255, 127), (0, 127)):
         constants = Constants(np.full((16, 64, 3, 3), w, np.int8), np.zeros(16, np.int32), (np.ones(16, np.float32),))
         inputs = [np.full((1, 64, 8, 8), x, np.uint8)]
-        for cpu in (ZNVER4, Cpu("skylake-avx512", "avx512bw", 512, 32)):
+        for cpu in (ZNVER4, SKYLAKE, HASWELL):
             assert_exact(Conv2dRule(), spec, constants, inputs, cpu)
 
 
@@ -175,3 +181,20 @@ def test_vnni_is_used_and_nothing_spills():
         line for line in text.splitlines() if "vmovdqu64" in line and "zmm" in line and "(%rsp)" in line.split(",")[-1]
     ]
     assert not spills
+
+
+@pytest.mark.parametrize(
+    "cpu, multiplies, absent",
+    [
+        (ZNVER4, r"vpdpbusd\t.*%zmm", r"vpmaddwd"),
+        (SKYLAKE, r"vpmaddwd\t.*%zmm", r"vpdpbusd|%ymm16"),
+        (Cpu("alderlake", "avxvnni", 256, 16), r"\{vex\}\tvpdpbusd\t.*%ymm", r"%zmm|%ymm1[6-9]"),
+        (HASWELL, r"vpmaddwd\t.*%ymm", r"vpdpbusd|%zmm|%ymm1[6-9]"),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_every_cpu_gets_its_own_instructions(cpu, multiplies, absent):
+    spec = conv_spec(c=32, o=32, hw=(14, 14))
+    text = assembly(Conv2dRule().build(spec, constants_for(spec), cpu), cpu.name)
+    assert re.search(multiplies, text)
+    assert not re.search(absent, text)
