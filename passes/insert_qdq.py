@@ -90,11 +90,11 @@ class _Pairs:
         self.done.add(var)
         own = self._channel_scales(var)
         if own is None:
-            found, axis = self.table.scale_zero_point(self.plan.origin(var).name, self.config.activation_dtype), -1
+            name, axis = self.plan.origin(var).name, -1
+            arguments = _arguments(*self.table.scale_zero_point(name, self.config.activation_dtype))
         else:
-            found, axis = (own.scale, own.zero_point), 1
-            self.scales[var] = own
-        arguments = _arguments(*found)
+            self.scales[var], axis = own, 1
+            arguments = _arguments(own.scale, own.zero_point)
         quantized = relax.op.quantize(new.translate(var), *arguments, axis=axis, out_dtype=self.config.activation_dtype)
         stored = new.emit(quantized, f"{var.name}_quantized")
         new.redirect(var, new.emit(relax.op.dequantize(stored, *arguments, axis=axis), f"{var.name}_dequantized"))

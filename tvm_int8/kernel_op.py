@@ -82,7 +82,10 @@ def tensor_of(call: relax.Call) -> str:
 def stored_of(call: relax.Call) -> tuple[np.ndarray, np.ndarray] | None:
     """(scale, zero point) of an integer result, each [1] or [C]."""
     values = np.array([float(v) for v in call.attrs["stored"]])
-    return tuple(values.reshape(2, -1)) if values.size else None
+    if not values.size:
+        return None
+    scale, zero_point = values.reshape(2, -1)
+    return scale, zero_point
 
 
 def inputs_of(call: relax.Call) -> list:

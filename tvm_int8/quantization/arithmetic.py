@@ -155,7 +155,8 @@ def conv2d_accumulate(data, weight, strides=(1, 1), padding=(0, 0, 0, 0), dilati
     padded = np.empty((n, c, h + top + bottom, w + left + right), data.dtype)
     padded[:] = np.reshape(pad_value, (-1, 1, 1))
     padded[:, :, top : top + h, left : left + w] = data
-    data, h, w = padded, *padded.shape[2:]
+    data = padded
+    h, w = data.shape[2:]
     o, cg, kh, kw = weight.shape
     oh = (h - dilation[0] * (kh - 1) - 1) // strides[0] + 1
     ow = (w - dilation[1] * (kw - 1) - 1) // strides[1] + 1

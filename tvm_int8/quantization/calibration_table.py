@@ -60,8 +60,8 @@ class TensorRange:
         if self.channels is None:
             raise ValueError("a range without statistics of its channels cannot be divided")
         divided = self.channels.divided(factor)
-        ends = {"low": min(divided.low), "high": max(divided.high)}
-        return replace(self, **ends, histogram=None, channels=divided, clipping=0.0)
+        low, high = min(divided.low), max(divided.high)
+        return replace(self, low=low, high=high, histogram=None, channels=divided, clipping=0.0)
 
 
 class CalibrationTable(Mapping[str, TensorRange]):

@@ -164,15 +164,14 @@ def predicted_noise(
     itself: what is far below half a step becomes zero, and zeros stay exact.
     """
     assert seen.channels is not None
-    whole = factor is None
-    factor = np.ones(len(seen.channels.low)) if whole else factor
-    if whole:
+    power = np.asarray(seen.channels.mean_square, np.float32)
+    if factor is None:
+        factor, clipped = np.ones(len(power)), _clipping(seen)
         step = (max(seen.high, 0.0) - min(seen.low, 0.0)) / 255
     else:
         low, high = _ends(seen, factor, readers)
-        step = (high[0] - low[0]) / 255
-    power = np.asarray(seen.channels.mean_square, np.float32)
-    data_error = np.minimum(step**2 / 12, power / factor**2) + (_clipping(seen) if whole else 0.0)
+        step, clipped = float(high[0] - low[0]) / 255, np.zeros(len(power))
+    data_error = np.minimum(step**2 / 12, power / factor**2) + clipped
     total = 0.0
     for reader in readers:
         scaled = reader.weight * factor[:, None, None].astype(np.float32)

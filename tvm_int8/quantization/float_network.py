@@ -54,4 +54,6 @@ class FloatNetwork:
         array, shape = np.from_dlpack(result), self._shapes[name]
         if array.shape == shape:
             return array
-        return np.ascontiguousarray(unpack(array, logical_shape(shape))).reshape(shape)
+        logical = logical_shape(shape)
+        assert logical is not None, "only tensors that kernels know are packed"
+        return np.ascontiguousarray(unpack(array, logical)).reshape(shape)

@@ -71,7 +71,7 @@ def quantize_weight(
     scale = largest / np.float32(WEIGHT_MAX)
     degenerate = scale < np.finfo(np.float32).tiny
     scale = np.where(degenerate, np.float32(1.0), scale).astype(np.float32)
-    if preserve_sums and axis is not None and weight.size <= SEARCHED_WEIGHTS * scale.size:
+    if preserve_sums and others is not None and weight.size <= SEARCHED_WEIGHTS * scale.size:
         scale = _best_scale(weight, scale, others)
     return _rounded(weight / scale, preserve_sums).astype(np.int8), scale.reshape(() if axis is None else -1)
 
