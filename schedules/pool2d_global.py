@@ -42,7 +42,7 @@ class Register:
     """One vector that LLVM keeps in registers across a loop."""
 
     def __init__(self, lanes: int, dtype: str, start):
-        self.lanes, self.buffer = lanes, T.alloc_buffer((lanes,), dtype, scope="local")
+        self.lanes, self.buffer = lanes, T.alloc_buffer((lanes,), dtype, scope="global")  # on the stack
         self.set(start)
 
     def get(self):
