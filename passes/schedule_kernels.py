@@ -18,6 +18,7 @@ import tvm
 from tvm import relax
 
 from tvm_int8.kernel_op import constants_of, inputs_of, is_kernel, spec_of, stored_of, tensor_of
+from tvm_int8.schedules import amx
 from tvm_int8.schedules.cpu import Cpu
 from tvm_int8.schedules.registry import deliver
 from tvm_int8.schedules.rule import Constants
@@ -50,6 +51,7 @@ class _Delivery:
         self.rows: dict[str, dict] = {}
         self._known: dict[str, tvm.ir.GlobalVar] = {}
         self._names: set[str] = set()
+        self._may_use_tiles = False
         self._builder = relax.BlockBuilder()  # gives functions the type a call_tir wants to see
 
     def __call__(self, binding, value: Expr, _new: Rebuilder) -> Expr | None:
@@ -61,6 +63,8 @@ class _Delivery:
         if key not in self._known:
             name = self._unique(kernel.name)
             func = kernel.func.with_attr("global_symbol", name)
+            if amx.NEEDS_PERMISSION in func.attrs and not self._may_use_tiles:
+                func, self._may_use_tiles = amx.with_permission(func), True  # in the first to run: once is enough
             self._known[key] = variable = self._builder.add_func(func, name)
             self.functions[variable] = func
         variable = self._known[key]

@@ -12,6 +12,7 @@ class Cpu:
     vector_registers : architectural vector registers
     vector_bits : width of one
     dot : how four u8 x s8 products are accumulated: "avx512vnni" | "avx512bw" | "avxvnni" | "avx2" (see `dot`)
+    amx : whether tiles of u8 x s8 products are there (see `amx`)
     """
 
     name: str
@@ -21,3 +22,4 @@ class Cpu:
     l1_bytes: int = 32 << 10
     l2_bytes: int = 1 << 20
     threads: int = 1
+    amx: bool = False

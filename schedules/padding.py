@@ -56,3 +56,51 @@ def _copy(target, base, source, source_base, elements: int) -> None:
     for offset, count, lanes in _pieces(elements):
         with T.serial(count) as i:
             store(target, base + offset + i * lanes, load(source, source_base + offset + i * lanes, lanes), lanes)
+
+
+def emit_pixel_major_copy(data, tensor: Tensor, target_shape, before: tuple[int, int], pad_value, overhang: int):
+    """Copy a map into a scratch of [n, groups, height, width, pixel] bytes, `pad_value` where the map does not reach.
+
+    Parameters
+    ----------
+    target_shape : object with groups, height, width, pixel, and step
+        `pixel` bytes hold `pixel` // block channel blocks of a pixel; the map's pixels are `step` apart.
+    before : top, left
+        Rows and columns of padding in front of the map.
+    overhang : int
+        Bytes behind the end that may be read.
+    """
+    shape, block, (top, left) = target_shape, tensor.block, before
+    images, _, height, width = tensor.shape
+    (step_y, step_x), blocks = shape.step, shape.pixel // block
+    joined = shape.height == 1 and height > 1  # all lines as one
+    lines = -(-height // step_y) if joined else shape.height
+    columns = shape.width // lines if joined else shape.width
+    target = scratch(images * shape.groups * shape.plane_bytes + overhang, tensor.dtype)
+    with T.parallel(images * shape.groups * lines) as task:
+        line, plane = task % lines, task // lines  # plane: image and group
+        base = T.Bind(task * (columns * shape.pixel))
+        row = T.Bind((line - top) * step_y)
+
+        def copy_line() -> None:
+            copied = min(columns - left, -(-width // step_x))
+            _fill(target, base, left * shape.pixel, tensor.dtype, pad_value)
+            start = base + left * shape.pixel
+            if blocks == 1 and step_x == 1:
+                _copy(target, start, data, ((plane * height) + row) * (width * block), copied * block)
+            else:
+                with T.serial(copied) as x:
+                    for b in range(blocks):
+                        source = (((plane * blocks + b) * height + row) * width + x * step_x) * block
+                        store(target, start + x * shape.pixel + b * block, load(data, source, block), block)
+            _fill(target, start + copied * shape.pixel, (columns - left - copied) * shape.pixel, tensor.dtype, pad_value)
+
+        if top == 0 and (lines - 1) * step_y < height:
+            copy_line()
+        else:
+            with T.If(T.And(line >= top, row < height)):
+                with T.Then():
+                    copy_line()
+                with T.Else():
+                    _fill(target, base, columns * shape.pixel, tensor.dtype, pad_value)
+    return target

@@ -6,9 +6,11 @@ from tvm_int8.specs import Kernel, Spec
 
 from .channel_gather import ChannelGatherRule
 from .conv2d import Conv2dRule
+from .conv2d_amx import Conv2dAmxRule
 from .cpu import Cpu
 from .depthwise_conv2d import DepthwiseConv2dRule
 from .elementwise import ElementwiseRule
+from .lrn import LrnRule
 from .pool2d import Pool2dRule
 from .resize2d import Resize2dRule
 from .rule import Constants, Rule
@@ -16,8 +18,10 @@ from .window2d import Window2dRule
 
 RULES: tuple[Rule, ...] = (
     DepthwiseConv2dRule(),
+    Conv2dAmxRule(),
     Conv2dRule(),
     Pool2dRule(),
+    LrnRule(),
     ElementwiseRule(),
     ChannelGatherRule(),
     Resize2dRule(),

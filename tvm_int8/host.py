@@ -5,6 +5,7 @@ Read from the kernel; nothing here starts a process or imports TVM.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 import os
@@ -17,15 +18,31 @@ _CGROUP_V1_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 _CGROUP_V1_PERIOD = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
 
 
+_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
+
+
 @functools.cache
 def host_features() -> frozenset[str]:
-    """Return this CPU's features under the names of /proc/cpuinfo: ``avx512_vnni``, ``bmi2``, ..."""
+    """Return this CPU's features under the names of /proc/cpuinfo: ``avx512_vnni``, ``bmi2``, ...
+
+    AMX is among them only if the operating system lets this process use it.
+    """
     flags = re.search(r"^flags\s*:(.*)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
     if flags:
-        return frozenset(flags.group(1).split())
+        found = frozenset(flags.group(1).split())
+        tiles = frozenset(name for name in found if name.startswith("amx_"))
+        return found if not tiles or _may_use_tiles() else found - tiles
     import cpuinfo  # takes a second: only where there is no /proc
 
     return frozenset(cpuinfo.get_cpu_info().get("flags", []))
+
+
+def _may_use_tiles() -> bool:
+    """Ask Linux for AMX's tile registers, which a process has to do before it uses them."""
+    try:
+        return ctypes.CDLL(None).syscall(_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA) == 0
+    except (OSError, AttributeError):
+        return False
 
 
 def usable_cpus() -> list[int]:

@@ -47,6 +47,9 @@ _ISAS = (
 )
 """Best first."""
 
+_AMX = frozenset({"amx-tile", "amx-int8"})
+"""What tile kernels need beside AVX512-VNNI."""
+
 _OPTIONS = {"mcpu", "mattr", "mtriple", "num-cores"}
 _IGNORED = {"kind", "keys", "tag", "device", "model", "host", "libs"}
 """Keys of a TVM target that change nothing here."""
@@ -63,9 +66,11 @@ _CPUINFO_NAMES = {
     "bmi": "bmi1",
     "avxvnni": "avx_vnni",
     "avxifma": "avx_ifma",
+    "amx-tile": "amx_tile",
+    "amx-int8": "amx_int8",
 }
-"""LLVM's features that its code generator may use unasked -> their names in /proc/cpuinfo. Features reached only by
-intrinsics (AES, SHA, AMX, ...) and those of the operating system are left out: a virtual machine may hide them."""
+"""LLVM's features that kernels ask for or its code generator uses unasked -> their names in /proc/cpuinfo. Features that
+neither does (AES, SHA, ...) and those of the operating system are left out: a virtual machine may hide them."""
 
 _UNCHECKED = {"avx10.2", "egpr"}
 """Used unasked as well, but without a /proc/cpuinfo name to check before running."""
@@ -251,7 +256,7 @@ def _resolve(options: Mapping[str, Any], where: str) -> ResolvedTarget:
     threads = default_num_threads()
     if "num-cores" in options:
         threads = tvm_options["num-cores"] = _num_cores(options["num-cores"], where)
-    cpu = _cpu_model(mcpu, isa, threads, native)
+    cpu = _cpu_model(mcpu, isa, features >= _AMX, threads, native)
     return ResolvedTarget(tvm.target.Target(tvm_options), cpu, mcpu, required_cpu_features(mcpu, mattr))
 
 
@@ -290,11 +295,13 @@ def _check_mcpu(mcpu: str, where: str) -> str:
 def _native_mcpu(where: str) -> tuple[str, tuple[str, ...]]:
     """Return LLVM's name of this machine's CPU and ``-feature`` for what a hypervisor hides of it.
 
-    A CPU that this LLVM does not know, or of which too much is hidden, is taken for the best plain one within it.
+    A CPU that this LLVM does not know, or of which too much is hidden, is taken for the best plain one within it; so is
+    one that a hypervisor presents as an older model although it shows the features of a newer one.
     """
     system = codegen.llvm_get_system_cpu()
     plain = ("icelake-server", "cascadelake", "skylake-avx512", "alderlake", "haswell")
-    for name in (system, *sorted(plain, key=lambda name: len(_hidden(name)))):
+    richer = ("sapphirerapids",) if _shows_more("sapphirerapids", _AMX, system) else ()
+    for name in (*richer, system, *sorted(plain, key=lambda name: len(_hidden(name)))):
         features, hidden = _llvm_features(name), _hidden(name)
         isa = _isa(features)
         if isa and not hidden & isa.features:
@@ -302,6 +309,11 @@ def _native_mcpu(where: str) -> tuple[str, tuple[str, ...]]:
     missing = missing_features(_named(_AVX2))
     found = f"this machine's CPU ({system}) has no {', '.join(missing) or 'AVX2'}"
     raise TargetError(where, found, "a CPU like " + ", ".join(supported_mcpus()), "compile for another machine's CPU")
+
+
+def _shows_more(mcpu: str, wanted: frozenset[str], system: str) -> bool:
+    """Tell whether this machine has features of `mcpu` that the model it claims to be, `system`, has not."""
+    return not wanted <= _llvm_features(system) and not (wanted | set(_ISAS[0].features)) & _hidden(mcpu)
 
 
 def _hidden(mcpu: str) -> set[str]:
@@ -315,11 +327,11 @@ def _named(features: Iterable[str]) -> list[str]:
     return [_CPUINFO_NAMES[feature] for feature in features if feature in _CPUINFO_NAMES]
 
 
-def _cpu_model(mcpu: str, isa: _Isa, threads: int, native: bool) -> Cpu:
+def _cpu_model(mcpu: str, isa: _Isa, amx: bool, threads: int, native: bool) -> Cpu:
     l1_kb, l2_kb = _CACHES_KB.get(mcpu, (32, 1024))
     l1_bytes = (cache_bytes(1) if native else None) or l1_kb << 10
     l2_bytes = (cache_bytes(2) if native else None) or l2_kb << 10
-    return Cpu(mcpu, isa.dot, isa.vector_bits, isa.vector_registers, l1_bytes, l2_bytes, threads)
+    return Cpu(mcpu, isa.dot, isa.vector_bits, isa.vector_registers, l1_bytes, l2_bytes, threads, amx)
 
 
 def _isa(features: Iterable[str]) -> _Isa | None:

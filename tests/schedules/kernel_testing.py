@@ -13,13 +13,16 @@ import time
 import numpy as np
 import tvm
 
+from tvm_int8.code_generation import TENSOR_IR
 from tvm_int8.reference import evaluate
+from tvm_int8.schedules import amx
 from tvm_int8.schedules.cpu import Cpu
 from tvm_int8.schedules.rule import Constants, Rule
 from tvm_int8.specs import Kernel, Spec, Tensor
 
 ZNVER4 = Cpu("znver4", "avx512vnni", 512, 32, threads=2)
 CASCADELAKE = Cpu("cascadelake", "avx512vnni", 512, 32, threads=2)
+SAPPHIRERAPIDS = Cpu("sapphirerapids", "avx512vnni", 512, 32, 48 << 10, 2 << 20, threads=2, amx=True)
 
 _PAGE = mmap.PAGESIZE
 _CANARY = 0xA5
@@ -56,8 +59,11 @@ def random_array(tensor: Tensor, rng: np.random.Generator) -> np.ndarray:
 
 def compile_kernel(kernel: Kernel, mcpu: str = "znver4"):
     """The TVM executable of one kernel; the function is called "main"."""
-    module = tvm.IRModule({"main": kernel.func.with_attr("global_symbol", "main")})
-    return tvm.compile(module, target=tvm.target.Target({"kind": "llvm", "mcpu": mcpu}))
+    func = kernel.func.with_attr("global_symbol", "main")
+    if func.attrs and amx.NEEDS_PERMISSION in func.attrs:
+        func = amx.with_permission(func)
+    module = tvm.IRModule({"main": func})
+    return tvm.compile(module, tvm.target.Target({"kind": "llvm", "mcpu": mcpu}), tir_pipeline=TENSOR_IR)
 
 
 def assembly(kernel: Kernel, mcpu: str = "znver4") -> str:

@@ -1,0 +1,98 @@
+"""Conv2dAmxRule: what tiles cover, to the last bit."""
+
+import re
+
+import numpy as np
+import pytest
+
+from tests.schedules.kernel_testing import SAPPHIRERAPIDS, assembly, assert_exact
+from tests.schedules.test_conv2d import RELU_U8, constants_for, conv_spec
+from tvm_int8.schedules.conv2d_amx import Conv2dAmxRule, Geometry
+from tvm_int8.specs import Operand, Output
+
+RULE = Conv2dAmxRule()
+
+needs_amx = pytest.mark.isa("amx_int8", "avx512vnni")
+
+
+def check(spec, knobs=None, seed=0):
+    return assert_exact(RULE, spec, constants_for(spec, seed), cpu=SAPPHIRERAPIDS, knobs=knobs, seed=seed)
+
+
+@needs_amx
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (1, 2)])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (1, 7), (5, 5)])
+@pytest.mark.parametrize("c", [3, 16, 40, 64, 128])
+def test_kernels_strides_and_channels(c, kernel, strides):
+    check(conv_spec(c=c, o=48, hw=(13, 17), kernel=kernel, strides=strides, block=4 if c == 3 else 16))
+
+
+@needs_amx
+@pytest.mark.parametrize("o", [1, 16, 24, 33, 64, 96])
+@pytest.mark.parametrize("hw", [(2, 4), (7, 7), (14, 14), (5, 33), (28, 28), (20, 3)])
+def test_tails_of_maps_and_channels(hw, o):
+    check(conv_spec(c=64, o=o, hw=hw))
+    check(conv_spec(c=64, o=o, hw=hw, kernel=(1, 1)))
+
+
+@needs_amx
+@pytest.mark.parametrize("c", [16, 48, 64])
+@pytest.mark.parametrize("dilation", [(2, 2), (1, 3), (6, 6)])
+def test_dilation(dilation, c):
+    reach = dilation
+    check(conv_spec(c=c, o=32, hw=(15, 15), dilation=dilation, padding=(*reach, *reach)))
+
+
+@needs_amx
+@pytest.mark.parametrize("padding", [(0, 0, 0, 0), (0, 1, 2, 1), (3, 0, 0, 2)])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (2, 2)])
+def test_paddings(kernel, padding):
+    check(conv_spec(c=80, o=32, hw=(9, 10), kernel=kernel, padding=padding, strides=(2, 1)))
+
+
+@needs_amx
+@pytest.mark.parametrize("order", ["pixels", "channels"])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("o", [32, 80])
+def test_both_orders_of_loops(order, n, o):
+    check(conv_spec(n=n, c=64, o=o, hw=(10, 10)), {"rows": 4, "width": 10, "order": order})
+    check(conv_spec(n=n, c=128, o=o, hw=(10, 10), kernel=(1, 1)), {"rows": 1, "width": 32, "order": order})
+
+
+@needs_amx
+@pytest.mark.parametrize(
+    "output", [RELU_U8, Output("uint8", 128, -128, 127), Output("int8", 0, -128, 127), Output("float32")]
+)
+def test_outputs_and_operands(output):
+    operands = (Operand("tensor", "uint8", 7), Operand("vector"))
+    steps = (("mul", "%0", "%1"), ("fma", "%2", 0.5, "%4"), ("mul", "%5", "%3"), ("max", "%6", 0.0))
+    check(conv_spec(c=64, o=40, hw=(9, 9), output=output, operands=operands, steps=steps))
+
+
+@needs_amx
+def test_extremes():
+    spec = conv_spec(c=512, o=32, hw=(7, 7), output=Output("float32"))
+    constants = constants_for(spec)
+    for value in (-128, 127):
+        constants.weight[...] = value
+        assert_exact(RULE, spec, constants, [np.full((1, 512, 7, 7), 255, np.uint8)], SAPPHIRERAPIDS)
+
+
+def test_code_uses_tiles():
+    text = assembly(RULE.build(conv_spec(c=64, o=64, hw=(14, 14)), constants_for(conv_spec(c=64, o=64)), SAPPHIRERAPIDS), "sapphirerapids")
+    for instruction in ("ldtilecfg", "tileloadd", "tdpbusd", "tilestored", "tilerelease", "syscall"):
+        assert re.search(rf"\b{instruction}\b", text), instruction
+    assert not re.search(r"\bvpdpbusd\b", text)
+
+
+@pytest.mark.parametrize(("hw", "strides", "flat"), [((7, 7), 1, True), ((14, 14), 2, False), ((4, 64), 1, False)])
+def test_lines_are_joined_where_that_saves_tiles(hw, strides, flat):
+    assert Geometry.of(conv_spec(c=64, hw=hw, strides=(strides, strides))).flat == flat
+
+
+def test_not_for_other_cpus_or_groups():
+    from tests.schedules.kernel_testing import CASCADELAKE
+
+    assert not RULE.applies(conv_spec(c=64), CASCADELAKE)
+    assert not RULE.applies(conv_spec(c=64, o=64, groups=2), SAPPHIRERAPIDS)
+    assert not RULE.applies(conv_spec(c=64, hw=(1, 1), kernel=(1, 1)), SAPPHIRERAPIDS)
