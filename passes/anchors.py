@@ -8,13 +8,26 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from tvm_int8.specs import NOTHING, ChannelGather, Conv2d, Operand, Output, Pool2d, Program, Resize2d, Tensor, Window2d
+from tvm_int8.specs import (
+    NOTHING,
+    ChannelGather,
+    Conv2d,
+    Lrn,
+    Operand,
+    Output,
+    Pool2d,
+    Program,
+    Resize2d,
+    Tensor,
+    Window2d,
+)
 
 from .conversions import conversion
 from .convolution_weights import is_depthwise
 from .epilogue_expression import ACC, apply, channel, linearize, number, split_bias
 from .expressions import const_value, dtype_of, op_name, shape_of
 from .groups import logical_shape, slice_ranges
+from .lrn_op import NAME as LRN
 from .quantization_parameters import quantization_of
 from .quantized_values import Quantized, dequantized, dequantized_by_channel, quantized_weight, real_weight
 from .resize_tables import axis_table
@@ -149,6 +162,25 @@ def pool(group) -> relax.Call:
     )
 
 
+def normalisation(group) -> relax.Call:
+    """Local response normalisation; alpha in units of the data, so that a kernel sums squares of integers."""
+    call = group.group.anchor.value
+    zero_point, value = _single_input(group, call.args[0])
+    quantized = dequantized(group.flow, call.args[0])
+    scale = 1.0 if quantized is None else quantized.scale
+    return _finish(
+        group,
+        Lrn,
+        value,
+        size=int(call.attrs["size"]),
+        before=int(call.attrs["before"]),
+        alpha=float(call.attrs["alpha"]) * scale**2,
+        beta=float(call.attrs["beta"]),
+        bias=float(call.attrs["bias"]),
+        zero_point=zero_point,
+    )
+
+
 def resize(group) -> relax.Call:
     """Nearest and bilinear resize."""
     call = group.group.anchor.value
@@ -278,6 +310,7 @@ BUILDERS = {
     "nn.max_pool2d": pool,
     "nn.avg_pool2d": pool,
     "nn.adaptive_avg_pool2d": pool,
+    LRN: normalisation,
     "image.resize2d": resize,
     "concat": concat,
     "strided_slice": strided_slice,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from tvm import relax
 
+from . import lrn_op
 from .dataflow import Dataflow
 from .elementwise_ops import data_operands, is_elementwise
 from .expressions import Expr, Var, const_value, dtype_of, op_name, shape_of
@@ -22,7 +23,7 @@ from .quantization_parameters import any_quantization_of, quantization_of
 #: Anchors: how many element-wise operators they take in. Movers of data take none, only a quantize.
 CONVOLUTIONS = ("nn.conv2d", "nn.conv2d_transpose")
 POOLS = ("nn.max_pool2d", "nn.avg_pool2d", "nn.adaptive_avg_pool2d")
-WITH_EPILOGUE = (*CONVOLUTIONS, *POOLS, "image.resize2d")
+WITH_EPILOGUE = (*CONVOLUTIONS, *POOLS, "image.resize2d", lrn_op.NAME)
 CHANNEL_MOVERS = ("concat", "strided_slice", "nn.pad", "take")
 MAX_STEPS = 24
 
@@ -136,6 +137,8 @@ def _mover_supported(call: Expr, name: str) -> bool:
         )
     if name == "nn.adaptive_avg_pool2d":
         return shape_of(call)[2:] == (1, 1)
+    if name == lrn_op.NAME:
+        return len(shape_of(call)) == 4
     if name == "image.resize2d":
         return str(call.attrs.layout) == "NCHW" and str(call.attrs.method) in ("nearest_neighbor", "linear")
     if name == "concat":

@@ -1,8 +1,8 @@
 """Which tensors become integers: decided on the float graph, used by the observers and by InsertQdq alike.
 
 A *unit* is what will be one kernel (see `groups`), or a single other operator.  Convolutions and dense layers
-*compute* in INT8. Pools, concat, resize, element-wise operators and movers of data *carry* integers when what they
-deliver is wanted as integers.  Everything else (softmax, LRN, ...) is float.  A tensor is quantised when some unit
+*compute* in INT8. Pools, LRN, concat, resize, element-wise operators and movers of data *carry* integers when what they
+deliver is wanted as integers.  Everything else (softmax, ...) is float.  A tensor is quantised when some unit
 that reads it computes in INT8, or carries integers on: so data stays 8 bits wide from one convolution to the next, and
 outputs are never quantised for nothing.
 """

@@ -38,7 +38,7 @@ from .lanes import elements, tasks
 from .pool2d_global import Register, emit_global, is_global
 from .rule import Constants, Rule
 from .shuffle import PIXELS, each_pixel, every_second_pixel
-from .vector import KernelBuilder, const, convert, f32, intrinsic, let, load, maximum, real, scratch, store
+from .vector import KernelBuilder, const, convert, f32, fenced, let, load, maximum, real, scratch, store
 
 UNROLL = 16  # larger windows are loops
 
@@ -268,7 +268,6 @@ class Pooling:
         else:
             value = real(value, dtype, spec.zero_point * count)
             scale = f32(self.reciprocal) if self.table is None else T.broadcast(load(self.table, pixel, 1), LANES)
-            # without the fence LLVM would contract this product with an addition of the program
-            value = intrinsic("float32x16", "llvm.arithmetic.fence", value * scale)
+            value = fenced(value * scale)
         index = ((image * spec.result.channel_blocks + block) * area + pixel) * LANES
         store(self.out, index, self.epilogue.emit(per_channel, index, image * area + pixel, let(value)))

@@ -139,6 +139,11 @@ def fma(a, b, c, lanes: int = LANES):
     return intrinsic(f"float32x{lanes}", "llvm.fma", a, b, c)
 
 
+def fenced(product):
+    """A float32 product that LLVM must not contract with an addition behind it."""
+    return intrinsic("float32x16", "llvm.arithmetic.fence", product)
+
+
 def maximum(a, b):
     """b when a is NaN, like `maxps`; ordinary maximum otherwise."""
     return T.max(a, b)
@@ -172,6 +177,43 @@ def _exp(x, lanes):
         f"float32x{lanes}", (to_int32(n, lanes) + const(127, "int32", lanes)) << const(23, "int32", lanes)
     )
     return p * power
+
+
+def _log(x):
+    bits = let(T.reinterpret("int32x16", x))
+    n = let((bits - const(arithmetic.SQRT_HALF_BITS, "int32", LANES)) >> const(23, "int32", LANES))
+    r = let(T.reinterpret("float32x16", bits - (n << const(23, "int32", LANES))) - f32(1))
+    n, square = let(convert(n, "float32")), let(r * r)
+    p = f32(arithmetic.LOG_POLYNOMIAL[0])
+    for coefficient in arithmetic.LOG_POLYNOMIAL[1:]:
+        p = fma(p, r, f32(coefficient))
+    tail = fma(f32(-0.5), square, fma(n, f32(arithmetic.LN2_LOW), p * (r * square)))
+    return fma(n, f32(arithmetic.LN2_HIGH), r + tail)
+
+
+def _inverse_fourth_root(x):
+    bits = T.reinterpret("int32x16", x)
+    guess = const(arithmetic.FOURTH_ROOT_BITS, "int32", LANES) - (bits >> const(2, "int32", LANES))
+    y, (first, second) = _opaque(T.reinterpret("float32x16", guess)), arithmetic.FOURTH_ROOT_SERIES
+    for _ in range(2):
+        square = let(y * y)
+        error = let(fma(f32(0) - x * square, square, f32(1)))
+        y = _opaque(fma(y * error, fma(error, f32(second), f32(first)), y))
+    return y
+
+
+def divide_by_power(value, base, exponent: float):
+    """value / base ** exponent for positive normal bases (`arithmetic.divide_by_power`)."""
+    base = _opaque(base)
+    if exponent == 1:
+        return value / base
+    if exponent == 0.5:
+        return value / _unary("llvm.sqrt")(base, LANES)
+    if exponent == 0.75:
+        root = _inverse_fourth_root(base)
+        return fenced(value * (root * (root * root)))
+    power = _opaque(_exp(_opaque(_log(base)) * f32(np.float32(-exponent)), LANES))
+    return fenced(value * power)
 
 
 def _sigmoid(x, lanes):

@@ -16,6 +16,7 @@ from tvm_int8.target import ResolvedTarget
 OPS = {
     "Conv2d": "conv2d",
     "Pool2d": "pool2d",
+    "Lrn": "lrn",
     "Elementwise": "elementwise",
     "ChannelGather": "concat",
     "Resize2d": "resize2d",

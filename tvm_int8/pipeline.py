@@ -19,6 +19,7 @@ from tvm_int8.passes.move_integers import MoveIntegers
 from tvm_int8.passes.observe import Observe
 from tvm_int8.passes.order_kernels import OrderKernels
 from tvm_int8.passes.recognize_channel_shuffle import RecognizeChannelShuffle
+from tvm_int8.passes.recognize_lrn import RecognizeLrn
 from tvm_int8.passes.schedule_islands import ScheduleIslands
 from tvm_int8.passes.schedule_kernels import ScheduleKernels
 from tvm_int8.passes.unsigned_activations import UnsignedActivations
@@ -37,6 +38,7 @@ def canonical_float() -> tvm.transform.Pass:
             FoldBatchNorm(),  # before scale/shift, because what it cannot fold becomes one
             FoldScaleShift(),
             RecognizeChannelShuffle(),
+            RecognizeLrn(),
             FoldConstants(),  # again, because folding leaves arithmetic on constants behind
             DenseToConv2d(),  # last, because batch norms behind dense layers are folded as matmuls
         ]

@@ -112,7 +112,7 @@ def _plain(value):
 def from_json(text: str) -> Spec:
     """The spec that `Spec.to_json` wrote."""
     values = json.loads(text)
-    kind = {cls.__name__: cls for cls in (Conv2d, Pool2d, Elementwise, ChannelGather, Resize2d, Window2d)}[
+    kind = {cls.__name__: cls for cls in (Conv2d, Pool2d, Lrn, Elementwise, ChannelGather, Resize2d, Window2d)}[
         values.pop("kind")
     ]
     known = {f.name for f in fields(kind)}
@@ -182,6 +182,25 @@ class Pool2d(Spec):
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
     count_include_pad: bool = False
+    zero_point: int = 0
+
+
+@dataclass(frozen=True)
+class Lrn(Spec):
+    """Local response normalisation across channels, of v = q - zero_point as float32.
+
+    The program's operand 0 is
+
+        v[c] / (bias + alpha / size * sum of v[c - before .. c - before + size - 1] ** 2) ** beta
+
+    Channels outside of the tensor count nothing.  `alpha` is in the units of v: the data's scale squared is in it.
+    """
+
+    size: int = 5
+    before: int = 2
+    alpha: float = 1e-4
+    beta: float = 0.75
+    bias: float = 1.0
     zero_point: int = 0
 
 

@@ -118,10 +118,7 @@ def channel_window_sum(ctx, x, size: int, before: int, after: int) -> relax.Var:
 
 @onnx_op("LRN")
 def local_response_normalization(ctx, node: Node, x: Value) -> relax.Var:
-    """``x / (bias + alpha / size * window sum of x^2) ** beta``; the sum is of shifted slices along the channels.
-
-    Padding, slices and additions are all injective, so they fuse into one loop; a pool over channels would not.
-    """
+    """``x / (bias + alpha / size * window sum of x^2) ** beta``, in the spelling that `passes.recognize_lrn` knows."""
     size = int(node.get("size"))
     alpha, beta, bias = float(node.get("alpha", 1e-4)), float(node.get("beta", 0.75)), float(node.get("bias", 1.0))
     before, x = (size - 1) // 2, ctx.expr(x)

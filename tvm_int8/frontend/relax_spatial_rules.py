@@ -47,10 +47,23 @@ def _avg_pool3d(ctx, call, x):
     others = (*_ints(a.pool_size)[1:], *_ints(a.strides), *_ints(a.dilation), *(1 + pads[i] for i in (1, 2, 4, 5)))
     if shape[1] != 1 or set(others) != {1} or str(a.layout) != "NCDHW" or (any(pads) and not a.count_include_pad):
         return None
+    x, front, back = _without_channel_pad(ctx, x, pads[0], pads[3])
+    shape = ctx.shape(x)
     source = ctx.expr(reshape_to(ctx, x, (shape[0], *shape[2:]), "channels"))
-    total = channel_window_sum(ctx, source, size, pads[0], pads[3])
+    total = channel_window_sum(ctx, source, size, front, back)
     out = ctx.emit(op.multiply(total, ctx.scalar(1.0 / size)))
     return reshape_to(ctx, out, (shape[0], 1, *ctx.shape(out)[1:]), "volume")
+
+
+def _without_channel_pad(ctx, x, front: int, back: int):
+    """What is in front of an `nn.pad` that adds zeros along the channels of [N, 1, C, H, W], and theirs included."""
+    pad = ctx.emitter.defined_by(x, "nn.pad")
+    if pad is None or str(pad.attrs.pad_mode) != "constant" or float(pad.attrs.pad_value) != 0:
+        return x, front, back
+    widths = _ints(pad.attrs.pad_width)
+    if any(widths[:4]) or any(widths[6:]) or min(widths) < 0:
+        return x, front, back
+    return pad.args[0], front + widths[4], back + widths[5]
 
 
 def _conv2d(ctx, call, x, weight):

@@ -25,6 +25,19 @@ EXP_POLYNOMIAL = tuple(
     for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 )
 EXP_LOW, EXP_HIGH = F32(-87.0), F32(88.0)  # 2**n stays a normal number
+# log(1 + r) for sqrt(1/2) <= 1 + r < sqrt(2), highest power first (Cephes `logf`): r - r^2 / 2 + r^3 * poly.
+LOG_POLYNOMIAL = tuple(
+    F32(c)
+    for c in (
+        7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
+        -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
+    )
+)  # fmt: skip
+SQRT_HALF_BITS = 0x3F3504F3  # of float32 sqrt(1/2)
+# The bits of x ** -1/4 are about this minus a quarter of x's bits; 1 - x * y**4 is then below 0.13, and 0.001 after one
+# step y += y * e * (1/4 + 5/32 e), the series of (1 - e) ** -1/4. Two steps are exact to float32's rounding.
+FOURTH_ROOT_BITS = 0x4F583800
+FOURTH_ROOT_SERIES = F32(0.25), F32(0.15625)
 # erf(x) = 1 - (a1 t + ... + a5 t^5) exp(-x^2), t = 1 / (1 + p x), |error| <= 1.5e-7 (Abramowitz & Stegun 7.1.26).
 ERF_P = F32(0.3275911)
 ERF_POLYNOMIAL = tuple(F32(c) for c in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592))
@@ -55,6 +68,43 @@ def exp(x) -> np.ndarray:
     p = fma(p, r * r, r) + F32(1)
     power = ((n.astype(np.int32) + 127) << 23).view(F32)
     return p * power
+
+
+def log(x) -> np.ndarray:
+    """float32 natural logarithm of positive normal numbers: 2**n * (1 + r) with 1 + r within sqrt(2) of one."""
+    bits = np.asarray(x, F32).view(np.int32)
+    n = (bits - np.int32(SQRT_HALF_BITS)) >> 23
+    r = (bits - (n << 23)).view(F32) - F32(1)
+    n, square = n.astype(F32), r * r
+    p = np.full_like(r, LOG_POLYNOMIAL[0])
+    for coefficient in LOG_POLYNOMIAL[1:]:
+        p = fma(p, r, coefficient)
+    tail = fma(F32(-0.5), square, fma(n, LN2_LOW, p * (r * square)))
+    return fma(n, LN2_HIGH, r + tail)
+
+
+def inverse_fourth_root(x) -> np.ndarray:
+    """x ** -1/4 of positive normal numbers."""
+    x = np.asarray(x, F32)
+    y = (np.int32(FOURTH_ROOT_BITS) - (x.view(np.int32) >> 2)).view(F32)
+    for _ in range(2):
+        square = y * y
+        error = fma(-(x * square), square, F32(1))
+        y = fma(y * error, fma(error, FOURTH_ROOT_SERIES[1], FOURTH_ROOT_SERIES[0]), y)
+    return y
+
+
+def divide_by_power(value, base, exponent: float) -> np.ndarray:
+    """value / base ** exponent for positive normal bases."""
+    value, base = np.asarray(value, F32), np.asarray(base, F32)
+    if exponent == 1:
+        return value / base
+    if exponent == 0.5:
+        return value / np.sqrt(base)
+    if exponent == 0.75:
+        root = inverse_fourth_root(base)
+        return value * (root * (root * root))
+    return value * exp(log(base) * F32(-exponent))
 
 
 def sigmoid(x) -> np.ndarray:

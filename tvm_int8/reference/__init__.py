@@ -12,6 +12,7 @@ import numpy as np
 _MODULES = {
     "Conv2d": "conv2d",
     "Pool2d": "pool2d",
+    "Lrn": "lrn",
     "Elementwise": "elementwise",
     "ChannelGather": "channel_gather",
     "Resize2d": "resize2d",
