@@ -2,6 +2,8 @@
 
     python -m benchmarks.compare resnet50 squeezenet --threads 1 --rounds 20
     python -m benchmarks.compare mobilenet_v1_025 path/to/model.onnx --threads 1 2 --output results/mine
+    python -m benchmarks.compare zoo --rounds 5       # groups of networks: light, zoo, all
+    python -m benchmarks.compare --list
 
 Each network is compiled by tvm_int8 (INT8 and FP32) and handed to every peer that is installed. All outputs are checked
 against ONNX Runtime FP32 before anything is timed, and the check's figures stand in the table beside the times.
@@ -21,7 +23,7 @@ import numpy as np
 import onnx
 
 from benchmarks import metrics, onnx_graph, peers, report
-from benchmarks.networks import Network, load_network
+from benchmarks.networks import GROUPS, Network, expand, load_network
 from benchmarks.peers import Absent, Runner
 from benchmarks.timing import interleave
 
@@ -165,7 +167,8 @@ def _floor(runners: dict[str, Runner], threads: int) -> dict:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("networks", nargs="*", default=["resnet50", "squeezenet"], help="names or .onnx files")
+    parser.add_argument("networks", nargs="*", default=["resnet50", "squeezenet"], help="names, groups, .onnx files")
+    parser.add_argument("--list", action="store_true", help="print the names of networks and groups, and end")
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="thread counts, one table each")
     parser.add_argument("--rounds", type=int, default=20, help="interleaved rounds (default 20)")
     parser.add_argument("--runners", nargs="+", choices=list(RUNNERS), default=list(RUNNERS), help="default: all")
@@ -179,10 +182,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; the exit code is 1 when an FP32 output is wrong or tvm_int8 failed on a network."""
     arguments = _arguments(argv)
+    if arguments.list:
+        print("\n".join(f"{group}: {' '.join(names)}" for group, names in GROUPS.items() if group != "all"))
+        print("all: all of these")
+        return 0
     options = Options(arguments.runners, arguments.rounds, arguments.calibration, limit_s=arguments.limit)
     results: list[dict] = []
     no_chart = None
-    for name in arguments.networks:
+    for name in expand(arguments.networks):
         network = load_network(name, arguments.cache)
         for threads in arguments.threads:
             print(f"{network.name}, {threads} thread(s) ...", file=sys.stderr, flush=True)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from benchmarks import generate, images, onnx_graph
+from benchmarks import images, onnx_graph
 from benchmarks.light_models import LIGHT_MODELS, light_inputs, light_model
+from benchmarks.zoo import ZOO
 
-GENERATED: dict[str, Callable[[], onnx.ModelProto]] = {
-    "resnet50_v1": generate.resnet50,
-    "mobilenet_v1": generate.mobilenet_v1,
-    "mobilenet_v1_050": lambda: generate.mobilenet_v1(alpha=0.5),
-    "mobilenet_v1_025": lambda: generate.mobilenet_v1(alpha=0.25),
-}
-"""Name to the function that builds the network."""
+GROUPS: dict[str, list[str]] = {"light": list(LIGHT_MODELS), "zoo": list(ZOO), "all": [*LIGHT_MODELS, *ZOO]}
+"""Name of a group to the names of its networks."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +36,13 @@ class Network:
     inputs: Callable[[int, int], list[np.ndarray]]
 
 
+def expand(names: Sequence[str]) -> list[str]:
+    """Put a group's networks in the place of its name, each network once."""
+    return list(dict.fromkeys(member for name in names for member in GROUPS.get(name, [name])))
+
+
 def load_network(name: str, cache_dir: Path | None = None) -> Network:
-    """Return a light network, a generated one, or the one in an ``.onnx`` file, which gets synthetic photographs.
+    """Return a light network, one of the zoo, or the one in an ``.onnx`` file, which gets synthetic photographs.
 
     Raises
     ------
@@ -50,11 +51,11 @@ def load_network(name: str, cache_dir: Path | None = None) -> Network:
     """
     if name in LIGHT_MODELS:
         return Network(name, light_model(name, cache_dir), lambda count, seed: light_inputs(name, count, seed))
-    if name in GENERATED:
-        return _with_synthetic_inputs(name, GENERATED[name]())
+    if name in ZOO:
+        return _with_synthetic_inputs(name, ZOO[name]())
     if Path(name).suffix == ".onnx" and Path(name).exists():
         return _with_synthetic_inputs(Path(name).stem, onnx.load(name))
-    raise SystemExit(f"{name}: not an .onnx file, and the known networks are {', '.join([*LIGHT_MODELS, *GENERATED])}")
+    raise SystemExit(f"{name}: not an .onnx file, and the known networks are {', '.join(GROUPS['all'])}")
 
 
 def _with_synthetic_inputs(name: str, model: onnx.ModelProto) -> Network:

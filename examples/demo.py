@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 import tvm_int8
-from benchmarks.generate import resnet50
 from benchmarks.images import synthetic_images
+from benchmarks.zoo.resnet import resnet
 from examples.digits import data as digits
 from tvm_int8.quantization.sqnr import sqnr_db
 
@@ -119,7 +119,7 @@ def slowest(profile: Any, count: int = 5) -> Table:
 def demo_resnet50() -> None:
     """Time ResNet-50 in FP32 and INT8, on one thread and on all."""
     say("drawing the weights of a ResNet-50")
-    model = resnet50()
+    model = resnet(50)
     info = model.graph.input[0]
     channels, height, width = (dim.dim_value for dim in info.type.tensor_type.shape.dim[1:])
     say("calibrating it on 4 synthetic images")
