@@ -42,6 +42,7 @@ from .epilogue import Epilogue
 from .lanes import store_vectors
 from .padding import emit_padded_copy
 from .rule import Constants, Rule
+from .value_range import accumulator_range, fits_int32
 from .vector import KernelBuilder, Registers, convert, finish, load, prefetch, store
 
 CACHE_LINE = 64
@@ -168,6 +169,7 @@ class _Builder:
         self._flatten_pixels()
         width = max(x.count for _, x in self.phases)
         self.knobs = knobs or heuristic_knobs(spec, self.reduction, cpu, width)
+        self.fits_int32 = self.integer and fits_int32(spec.program, constants, accumulator_range(spec, constants))
         self.multiply_add = dot.for_cpu(cpu) if self.integer else dot.Float32()
 
     def _pads(self, axis: int, size: int) -> tuple[int, int]:
@@ -382,7 +384,7 @@ class _Builder:
                 indices.append((plane * (out_h * out_w) + pixel) * LANES)
                 values.append(self.epilogue.run(per_channel, indices[-1], place.image * (out_h * out_w) + pixel, value))
             if x.out_step == 1:
-                store_vectors(self.out, indices[0], values, self.spec.output, self.cpu)
+                store_vectors(self.out, indices[0], values, self.spec.output, self.cpu, self.fits_int32)
             else:
                 for index, value in zip(indices, values, strict=True):
                     store(self.out, index, finish(value, self.spec.output))

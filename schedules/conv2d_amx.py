@@ -36,12 +36,15 @@ from .epilogue import Epilogue
 from .lanes import store_vectors
 from .padding import emit_pixel_major_copy
 from .rule import Constants, Rule, pad_channels
-from .vector import KernelBuilder, convert, load, prefetch, scratch
+from .value_range import accumulator_range, fits_int32
+from .vector import KernelBuilder, convert, load, prefetch, scratch, when
 
 PANEL = 2  # blocks of 16 output channels computed together
 FEWEST_PIXELS = 8  # with fewer, a tile's rows are mostly empty, and weights arrive too slowly for it to matter
-MOST_CHUNK_PIXELS = 256  # their accumulators take 32 KB
-UNROLLED_SPANS = 32
+BLOCK = 2 * amx.ROWS  # pixels computed together
+MOST_JOINED_TILES = 8  # each block of a map of joined lines has code of its own
+CHUNK_BYTES = 16 << 10  # of data that stay in L1 while panels pass
+CACHE_LINE = 64
 
 
 @dataclass(frozen=True)
@@ -63,62 +66,115 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """Where the rows of tiles lie.
+class Run:
+    """Neighbouring pixels of the output: the row of the block's tiles where they begin, the first of them, how many."""
 
-    rows, width : the output's lines and their pixels; one line holds all pixels where nothing separates lines
-    strides : the source's pixels from one output pixel to the next
-    flat : whether tiles run on over the ends of lines
+    row: int
+    pixel: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`count` equal blocks in a line of blocks.
+
+    tiles : bytes from a block's origin to each of its one or two tiles
+    runs : which of the tiles' rows are pixels of the output
+    source_step, pixel_step : bytes of the source and pixels of the output from one block to the next
+    """
+
+    tiles: tuple[int, ...]
+    runs: tuple[Run, ...]
+    count: int = 1
+    source_step: int = 0
+    pixel_step: int = 0
+
+    def runs_of_tile(self, tile: int) -> list[Run]:
+        """The parts of the runs that lie in a tile."""
+        first, found = tile * amx.ROWS, []
+        for run in self.runs:
+            low, high = max(run.row, first), min(run.row + run.count, first + amx.ROWS)
+            if low < high:
+                found.append(Run(low, run.pixel + low - run.row, high - low))
+        return found
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How pixels lie in tiles: `lines` equal lines of blocks, each the same segments one behind the other.
+
+    row_bytes : bytes from one row of a tile to the next
+    line_bytes, line_pixels : bytes of the source and pixels of the output from one line to the next
     """
 
     source: Source
-    rows: int
-    width: int
-    strides: tuple[int, int]
-    flat: bool
+    row_bytes: int
+    segments: tuple[Segment, ...]
+    lines: int = 1
+    line_bytes: int = 0
+    line_pixels: int = 0
+
+    @property
+    def blocks_per_line(self) -> int:
+        return sum(segment.count for segment in self.segments)
+
+    @property
+    def blocks(self) -> int:
+        return self.lines * self.blocks_per_line
 
     @staticmethod
     def of(spec: Conv2d) -> Geometry:
-        _, channels, _, _ = spec.inputs[0].shape
-        _, _, rows, width = spec.result.shape
-        block = spec.inputs[0].block
+        channels, block = spec.inputs[0].shape[1], spec.inputs[0].block
+        _, _, height, width = spec.result.shape
         whole = channels % amx.ROW_BYTES == 0 and block == LANES
         groups, pixel = (channels // amx.ROW_BYTES, amx.ROW_BYTES) if whole else (1, -(-channels // block) * block)
         if spec.kernel == (1, 1) and not any(spec.padding):
-            pixels = rows * width
-            return Geometry(Source(groups, 1, pixels, pixel, spec.strides), 1, pixels, (1, 1), True)
+            source = Source(groups, 1, height * width, pixel, spec.strides)
+            return Geometry(source, pixel, _long_line(height * width, pixel))
         (kh, kw), (sy, sx), (dy, dx) = spec.kernel, spec.strides, spec.dilation
-        height = (rows - 1) * sy + (kh - 1) * dy + 1
-        span = (width - 1) * sx + (kw - 1) * dx + 1
-        along = -(-((rows - 1) * span + width) // amx.ROWS)
-        flat = spec.strides == (1, 1) and along <= rows * -(-width // amx.ROWS)
-        return Geometry(Source(groups, height, span, pixel), rows, width, spec.strides, flat)
+        source = Source(groups, (height - 1) * sy + (kh - 1) * dy + 1, (width - 1) * sx + (kw - 1) * dx + 1, pixel)
+        row, line = sx * pixel, sy * source.width * pixel
+        joined = -(-((height - 1) * source.width + width) // amx.ROWS)
+        if spec.strides == (1, 1) and joined <= MOST_JOINED_TILES and joined < height * -(-width // amx.ROWS):
+            return Geometry(source, row, _joined_lines(height, width, source.width, pixel))
+        if width <= amx.ROWS:
+            return Geometry(source, row, _pairs_of_lines(height, width, line))
+        return Geometry(source, row, _long_line(width, row), height, line, width)
 
-    @property
-    def tiles_per_line(self) -> int:
-        return -(-self.width // amx.ROWS)
 
-    @property
-    def pitch(self) -> int:
-        """Accumulators of a chunk from one line to the next."""
-        return self.source.width if self.flat else self.tiles_per_line * amx.ROWS
+def _long_line(pixels: int, row_bytes: int) -> tuple[Segment, ...]:
+    """Pixels side by side: blocks of 32, and the rest."""
+    full, rest = divmod(pixels, BLOCK)
+    step = BLOCK * row_bytes
+    found = [Segment((0, step // 2), (Run(0, 0, BLOCK),), full, step, BLOCK)] if full else []
+    if rest:
+        offsets = tuple(full * step + i * step // 2 for i in range(-(-rest // amx.ROWS)))
+        found.append(Segment(offsets, (Run(0, full * BLOCK, rest),)))
+    return tuple(found)
 
-    def tiles(self, rows: int, width: int) -> int:
-        """Tiles that cover a chunk."""
-        return -(-((rows - 1) * self.pitch + width) // amx.ROWS)
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes from one row of a tile to the next."""
-        return self.strides[1] * self.source.pixel
+def _pairs_of_lines(height: int, width: int, line: int) -> tuple[Segment, ...]:
+    """Lines of at most 16 pixels, a tile each."""
+    both = (Run(0, 0, width), Run(amx.ROWS, width, width))
+    found = [Segment((0, line), both, height // 2, 2 * line, 2 * width)] if height > 1 else []
+    if height % 2:
+        found.append(Segment(((height - 1) * line,), (Run(0, (height - 1) * width, width),)))
+    return tuple(found)
 
-    def tile_offset(self, tile) -> Any:
-        """Bytes from a chunk's first pixel to a tile's."""
-        if self.flat:
-            return tile * (amx.ROWS * self.source.pixel)
-        line, column = tile // self.tiles_per_line, tile % self.tiles_per_line
-        line_bytes = self.strides[0] * self.source.width * self.source.pixel
-        return line * line_bytes + column * (amx.ROWS * self.row_bytes)
+
+def _joined_lines(height: int, width: int, pitch: int, pixel: int) -> tuple[Segment, ...]:
+    """A small map whose tiles run on over the ends of its lines."""
+    found = []
+    for start in range(0, (height - 1) * pitch + width, BLOCK):
+        end = min(start + BLOCK, (height - 1) * pitch + width)
+        runs = []
+        for y in range(height):
+            low, high = max(start, y * pitch), min(end, y * pitch + width)
+            if low < high:
+                runs.append(Run(low - start, y * width + low - y * pitch, high - low))
+        tiles = range(start, end, amx.ROWS)
+        found.append(Segment(tuple(t * pixel for t in tiles), tuple(runs)))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -146,31 +202,23 @@ def spans_of(spec: Conv2d, source: Source) -> list[Span]:
 
 
 def heuristic_knobs(spec: Conv2d, geometry: Geometry, spans: int, cpu: Cpu) -> dict:
-    """rows and width of a chunk, and which loop is outermost."""
-    rows, width = geometry.rows, geometry.width
-    if rows == 1:
-        chunks = -(-width // (MOST_CHUNK_PIXELS // 2))
-        chunk_rows, chunk_width = 1, min(width, -(-width // chunks // amx.ROWS // 2) * amx.ROWS * 2 or width)
-        chunk_width = min(width, -(-(-(-width // chunks)) // (2 * amx.ROWS)) * 2 * amx.ROWS)
-        chunks = -(-width // chunk_width)
-    else:
-        best = None
-        for count in range(1, rows + 1):
-            tiles = geometry.tiles(count, width)
-            if count > 1 and tiles * amx.ROWS > MOST_CHUNK_PIXELS:
-                break
-            whole, rest = divmod(rows, count)
-            pairs = whole * -(-tiles // 2) + (-(-geometry.tiles(rest, width) // 2) if rest else 0)
-            cost = pairs * (1 + tiles * amx.ROWS / MOST_CHUNK_PIXELS / 16)
-            if best is None or cost < best[0]:
-                best = (cost, count)
-        chunk_rows, chunk_width = best[1], width
-        chunks = -(-rows // chunk_rows)
+    """chunk (blocks of pixels), panels, and which of the two loops over them is outermost.
+
+    Either all panels of weights are read for every chunk, or all pixels for every panel, from L2.
+    """
     panels = -(-spec.result.channel_blocks // PANEL)
     weights = geometry.source.groups * spans * amx.TILE_BYTES * spec.result.channel_blocks
     data = geometry.source.groups * geometry.source.plane_bytes
-    few = weights <= cpu.l2_bytes // 2 and weights * chunks + data <= data * panels + weights
-    return {"rows": chunk_rows, "width": chunk_width, "order": "pixels" if few else "channels"}
+    per_block = max(1, data // geometry.blocks)
+    chunk = min(geometry.blocks, max(1, CHUNK_BYTES // per_block))
+    chunks = -(-geometry.blocks // chunk)
+    if weights <= cpu.l2_bytes // 2 and weights * chunks <= data * panels:
+        chunks = max(chunks, min(geometry.blocks, 4 * cpu.threads if cpu.threads > 1 else 1))
+        return {"order": "pixels", "chunk": -(-geometry.blocks // chunks), "panels": panels}
+    parts = 1
+    if cpu.threads > 1 and panels % cpu.threads and panels < 8 * cpu.threads:
+        parts = min(geometry.blocks, 2 * cpu.threads)
+    return {"order": "channels", "chunk": -(-geometry.blocks // parts), "panels": 1}
 
 
 class Conv2dAmxRule(Rule):
@@ -200,6 +248,7 @@ class _Builder:
         self.geometry = Geometry.of(spec)
         self.spans = spans_of(spec, self.geometry.source)
         self.knobs = knobs or heuristic_knobs(spec, self.geometry, len(self.spans), cpu)
+        self.fits_int32 = fits_int32(spec.program, constants, accumulator_range(spec, constants))
         self.steps = self.geometry.source.groups * len(self.spans)
 
     def build(self) -> Kernel:
@@ -245,132 +294,153 @@ class _Builder:
 
     def _pixel_major(self, data):
         source, spec = self.geometry.source, self.spec
-        overhang = (PANEL * amx.ROWS * self.geometry.strides[1] + 2) * source.pixel + amx.ROW_BYTES
+        overhang = (BLOCK * self.spec.strides[1] + 2) * source.pixel + amx.ROW_BYTES
         return emit_pixel_major_copy(data, self.data, source, spec.padding[:2], spec.pad_value, overhang)
 
     def _emit_tasks(self) -> None:
-        geometry, panels = self.geometry, -(-self.result.channel_blocks // PANEL)
-        chunk = self.knobs["rows"] if geometry.rows > 1 else self.knobs["width"]
-        whole = geometry.rows if geometry.rows > 1 else geometry.width
-        chunks = -(-whole // chunk)
-        images = self.data.shape[0]
-        outer, inner = (chunks, panels) if self.knobs["order"] == "pixels" else (panels, chunks)
-        parts = self._parts(images * outer, inner)
-        per_part = -(-inner // parts)
-        parts = -(-inner // per_part)
-        with T.parallel(images * outer * parts) as task, amx.tiles():
-            part, rest = task % parts, task // parts
-            o, image = rest % outer, rest // outer
-            accumulators = scratch(self._chunk_pixels() * PANEL * LANES, "int32")
-            begin = T.Bind(part * per_part)
-            count = per_part if inner % per_part == 0 else T.min(per_part, inner - begin)
-            with T.serial(count) as i:
-                index, panel = (o, begin + i) if self.knobs["order"] == "pixels" else (begin + i, o)
-                self._emit_chunk(image, index, panel, accumulators)
+        """Chunks x groups of panels, all in one parallel loop; in a task, blocks run innermost.
 
-    def _parts(self, outer: int, inner: int) -> int:
-        """Into how many tasks the inner loop is cut: more than one only where threads would idle."""
-        if self.cpu.threads == 1 or outer % self.cpu.threads == 0 or outer >= 8 * self.cpu.threads:
-            return 1
-        return min(inner, 4 * self.cpu.threads)
+        A block's products and the epilogue of the block before it stand side by side, for the CPU to overlap them.
+        """
+        chunk, group = self.knobs["chunk"], self.knobs["panels"]
+        blocks, panels = self.geometry.blocks, -(-self.result.channel_blocks // PANEL)
+        chunks, groups = -(-blocks // chunk), -(-panels // group)
+        with T.parallel(self.data.shape[0] * chunks * groups) as task, amx.tiles():
+            accumulators = scratch(BLOCK * PANEL * LANES, "int32")
+            image, rest = task // (chunks * groups), task % (chunks * groups)
+            c, g = (rest // groups, rest % groups) if self.knobs["order"] == "pixels" else (rest % chunks, rest // chunks)
+            first_block, first_panel = T.Bind(c * chunk), T.Bind(g * group)
+            count = T.Bind(_at_most(chunk, blocks, first_block))
+            total = T.Bind(count * _at_most(group, panels, first_panel))
+            with T.serial(total + 1) as i:
+                with when(i < total):
+                    block, panel = T.Bind(first_block + i % count), T.Bind(first_panel + i // count)
+                    self._emit(self._emit_products, image, block, panel)
+                with when(i > 0):
+                    block, panel = T.Bind(first_block + (i - 1) % count), T.Bind(first_panel + (i - 1) // count)
+                    self._emit(self._emit_epilogue, image, block, panel, accumulators)
+                with when(i == 0):
+                    for tile in range(2 * PANEL):
+                        amx.store_tile(tile, accumulators, tile * amx.ROWS * LANES)
 
-    def _chunk_pixels(self) -> int:
-        tiles = self.geometry.tiles(self.knobs["rows"], self.knobs["width"])
-        return -(-tiles // 2) * 2 * amx.ROWS
+    def _emit(self, emit, image, block, panel, *arguments) -> None:
+        """`emit` one block in each of its forms: segments differ, and the last panel may hold one block of channels."""
+        geometry, channel_blocks = self.geometry, self.result.channel_blocks
+        line, position = block // geometry.blocks_per_line, block % geometry.blocks_per_line
 
-    def _emit_chunk(self, image, index, panel, accumulators) -> None:
-        """One chunk x one panel, in its four forms: the last chunk may be smaller, and so may the last panel."""
-        geometry, blocks = self.geometry, self.result.channel_blocks
-        lines = geometry.rows > 1
-        chunk, whole = (self.knobs["rows"], geometry.rows) if lines else (self.knobs["width"], geometry.width)
-        chunks, last = -(-whole // chunk), whole % chunk or chunk
+        def in_segment(segment: Segment, start: int, width: int) -> None:
+            source = T.Bind(line * geometry.line_bytes + (position - start) * segment.source_step)
+            pixel = T.Bind(line * geometry.line_pixels + (position - start) * segment.pixel_step)
+            emit(_Place(image, panel, segment, source, pixel, block, width), *arguments)
 
-        def by_size(count: int) -> None:
-            def emit(size: int) -> None:
-                rows, width = (size, geometry.width) if lines else (1, size)
-                self._emit_tiles(image, index * chunk, panel, accumulators, rows, width, count)
-                self._emit_epilogue(image, index * chunk, panel, accumulators, rows, width, count)
+        def by_segment(width: int, segments=geometry.segments, start: int = 0) -> None:
+            first, *others = segments
+            _branch(
+                position < start + first.count,
+                others,
+                lambda: in_segment(first, start, width),
+                lambda: by_segment(width, others, start + first.count),
+            )
 
-            _branch(index < chunks - 1, chunks > 1 and last != chunk, lambda: emit(chunk), lambda: emit(last))
-
-        panels = -(-blocks // PANEL)
-        odd = blocks % PANEL
+        panels, odd = -(-channel_blocks // PANEL), channel_blocks % PANEL
         if odd and panels == 1:
-            by_size(odd)
+            by_segment(odd)
         else:
-            _branch(panel < panels - 1, odd, lambda: by_size(PANEL), lambda: by_size(odd))
+            _branch(panel < panels - 1, odd, lambda: by_segment(PANEL), lambda: by_segment(odd))
 
-    def _emit_tiles(self, image, first, panel, accumulators, rows: int, width: int, blocks: int) -> None:
-        geometry, source = self.geometry, self.geometry.source
-        tiles = geometry.tiles(rows, width)
-        per_line = geometry.strides[0] * source.width if geometry.rows > 1 else 1
-        base = T.Bind(image * (source.groups * source.plane_bytes) + first * (per_line * source.pixel))
-        weights = T.Bind(panel * (self.steps * PANEL * amx.TILE_BYTES))
-        pairs, single = divmod(tiles, 2)
-        share = 0
-        if self.knobs["order"] == "channels":
-            share = -(-(PANEL * amx.TILE_BYTES // 64) // max(1, (pairs + single)))
+    def _emit_products(self, place: _Place) -> None:
+        """The products of one block of pixels and one panel."""
+        source, width = self.geometry.source, place.width
+        plane = place.image * (source.groups * source.plane_bytes) + place.source
+        starts = [T.Bind(plane + offset) for offset in place.segment.tiles]
+        weights = T.Bind(place.panel * (self.steps * PANEL * amx.TILE_BYTES))
+        for m in range(len(starts)):
+            for o in range(width):
+                amx.load_tile(m * PANEL + o, self.bias, (place.panel * PANEL + o) * LANES, 0)
+        with T.serial(source.groups) as group:
+            step = T.Bind(weights + group * (len(self.spans) * width * amx.TILE_BYTES))
+            for s, span in enumerate(self.spans):
+                at = step + s * width * amx.TILE_BYTES
+                self._emit_step([start + group * source.plane_bytes + span.offset for start in starts], at, width)
+                self._prefetch_weights(place, at)
 
-        def block(tile, count: int) -> None:
-            starts = [T.Bind(base + geometry.tile_offset(tile + m)) for m in range(count)]
-            for m in range(count):
-                for o in range(blocks):
-                    amx.load_tile(m * 2 + o, self.bias, (panel * PANEL + o) * LANES, 0)
-            with T.serial(source.groups) as group:
-                offset = group * source.plane_bytes
-                step = T.Bind(weights + group * (len(self.spans) * blocks * amx.TILE_BYTES))
-                for s, span in enumerate(self.spans):
-                    tile_address = step + s * blocks * amx.TILE_BYTES
-                    self._emit_step([start + offset + span.offset for start in starts], tile_address, blocks)
-                    if share:
-                        ahead = step + self.steps * PANEL * amx.TILE_BYTES + s * blocks * amx.TILE_BYTES
-                        for line in range(share):
-                            prefetch(self.weight, ahead + (tile // 2 * share + line) * 64)
-            for m in range(count):
-                for o in range(blocks):
-                    at = (o * self._chunk_pixels() + (tile + m) * amx.ROWS) * LANES
-                    amx.store_tile(m * 2 + o, accumulators, at)
-
-        if pairs:
-            with T.serial(pairs) as pair:
-                block(pair * 2, 2)
-        if single:
-            block(tiles - 1, 1)
-
-    def _emit_step(self, data, weight, blocks: int) -> None:
-        """Load `len(data)` data tiles and `blocks` weight tiles, and multiply all pairs."""
-        for o in range(blocks):
+    def _emit_step(self, data, weight, width: int) -> None:
+        """Load `len(data)` data tiles and `width` weight tiles, and multiply all pairs."""
+        for o in range(width):
             amx.load_tile(6 + o, self.weight, weight + o * amx.TILE_BYTES, amx.ROW_BYTES)
         for m, address in enumerate(data):
             amx.load_tile(4 + m, self.source, address, self.geometry.row_bytes)
-            for o in range(blocks):
-                amx.dot(m * 2 + o, 4 + m, 6 + o)
+            for o in range(width):
+                amx.dot(m * PANEL + o, 4 + m, 6 + o)
 
-    def _emit_epilogue(self, image, first, panel, accumulators, rows: int, width: int, blocks: int) -> None:
-        geometry, pixels = self.geometry, self.geometry.rows * self.geometry.width
-        for o in range(blocks):
-            plane = T.Bind(image * self.result.channel_blocks + panel * PANEL + o)
-            per_channel = self.epilogue.per_channel(image, panel * PANEL + o)
-            with T.serial(rows) as row:
-                line = T.Bind(first * (geometry.width if geometry.rows > 1 else 1) + row * geometry.width)
-                source = T.Bind((o * self._chunk_pixels() + row * geometry.pitch) * LANES)
+    def _prefetch_weights(self, place: _Place, at) -> None:
+        """A block's share of the next panel's weights, where a panel is read once and then the next one."""
+        if self.knobs["order"] != "channels":
+            return
+        share = -(-PANEL * amx.TILE_BYTES // CACHE_LINE // self.knobs["chunk"])
+        ahead = at + self.steps * PANEL * amx.TILE_BYTES + place.block % self.knobs["chunk"] * (share * CACHE_LINE)
+        for line in range(share):
+            prefetch(self.weight, ahead + line * CACHE_LINE)
 
-                def emit(column, count: int) -> None:
-                    values = []
-                    for i in range(count):
-                        at = (plane * pixels + line + column + i) * LANES  # noqa: B023
-                        value = convert(load(accumulators, source + (column + i) * LANES), "float32")  # noqa: B023
-                        pixel = image * pixels + line + column + i  # noqa: B023
-                        values.append(self.epilogue.run(per_channel, at, pixel, value))  # noqa: B023
-                    at = (plane * pixels + line + column) * LANES  # noqa: B023
-                    store_vectors(self.out, at, values, self.spec.output, self.cpu)
+    def _emit_epilogue(self, place: _Place, accumulators) -> None:
+        """The epilogue of the block before, tile by tile, and in each tile's place the products of the current block."""
+        for o in range(PANEL):
+            if o < place.width:
+                vectors = self._vectors(place, o)
+            for m in range(2):
+                tile = m * PANEL + o
+                if o < place.width:
+                    for run in place.segment.runs_of_tile(m):
+                        vectors(accumulators, tile * amx.ROWS * LANES, m, run)
+                amx.store_tile(tile, accumulators, tile * amx.ROWS * LANES)
 
-                fours, rest = divmod(width, 4)
-                if fours:
-                    with T.serial(fours) as four:
-                        emit(four * 4, 4)
-                if rest:
-                    emit(fours * 4, rest)
+    def _vectors(self, place: _Place, o: int):
+        """A function that emits the epilogue of one run of pixels of the panel's block `o` of channels."""
+        _, _, height, width = self.result.shape
+        channels = place.panel * PANEL + o
+        plane = T.Bind((place.image * self.result.channel_blocks + channels) * (height * width) + place.pixel)
+        pixels = T.Bind(place.image * (height * width) + place.pixel)
+        per_channel = self.epilogue.per_channel(place.image, channels)
+
+        def emit(accumulators, tile, m: int, run: Run) -> None:
+            def group(start, count: int) -> None:
+                at, values = plane + run.pixel + start, []
+                for i in range(count):
+                    row = run.row - m * amx.ROWS + start + i
+                    value = convert(load(accumulators, tile + row * LANES), "float32")
+                    pixel = pixels + run.pixel + start + i
+                    values.append(self.epilogue.run(per_channel, (at + i) * LANES, pixel, value))
+                store_vectors(self.out, at * LANES, values, self.spec.output, self.cpu, self.fits_int32)
+
+            fours, rest = divmod(run.count, 4)
+            if fours:
+                with T.serial(fours) as four:
+                    group(four * 4, 4)
+            if rest:
+                group(fours * 4, rest)
+
+        return emit
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One block of pixels and one panel: image, panel, the block's segment, source and pixel offsets, its number.
+
+    width : blocks of 16 output channels in the panel
+    """
+
+    image: Any
+    panel: Any
+    segment: Segment
+    source: Any
+    pixel: Any
+    block: Any
+    width: int
+
+
+def _at_most(size: int, total: int, first):
+    """How many of `total` are left from `first` on, but at most `size`."""
+    return size if total % size == 0 else T.min(size, total - first)
 
 
 def _branch(condition, needed, then, otherwise) -> None:

@@ -134,19 +134,21 @@ def _saturates(output: Output) -> bool:
     return bottom <= output.low + output.zero_point and output.high + output.zero_point <= top
 
 
-def finish_bytes(values: Sequence, output: Output):
+def finish_bytes(values: Sequence, output: Output, fits_int32: bool = False):
     """Four float32x16 -> 64 bytes of `output`: clamp, round, add the zero point; AVX512BW's saturating packs.
 
-    Saturation replaces the lower clamp when that is the dtype's own end; the upper clamp stays because conversion turns
-    overflow into INT_MIN.
+    Saturation replaces clamps that are the dtype's own ends; but as conversion turns overflow into INT_MIN, the upper
+    one only where the values are known to fit (`value_range`).
     """
     assert _saturates(output)
-    bottom = 0 if output.dtype == "uint8" else -128
+    bottom, top = _RANGES[output.dtype]
     words = []
     for value in values:
         if output.low + output.zero_point > bottom:
             value = maximum(value, f32(output.low))
-        words.append(to_int32(minimum(value, f32(output.high))))
+        if not fits_int32 or output.high + output.zero_point < top:
+            value = minimum(value, f32(output.high))
+        words.append(to_int32(value))
     halves = [intrinsic("int16x32", "llvm.x86.avx512.packssdw.512", *words[i : i + 2]) for i in (0, 2)]
     if output.zero_point:
         zero_point = const(output.zero_point, "int16", 32)
@@ -158,12 +160,12 @@ def finish_bytes(values: Sequence, output: Output):
     return T.reinterpret(f"{output.dtype}x64", ordered)
 
 
-def store_vectors(buffer, index, values: Sequence, output: Output, cpu: Cpu) -> None:
+def store_vectors(buffer, index, values: Sequence, output: Output, cpu: Cpu, fits_int32: bool = False) -> None:
     """Finish float32 vectors and store them one behind the other from flat `index`, 64 bytes at once if possible."""
     values = list(values)
     if cpu.vector_bits == 512 and _saturates(output):
         while len(values) >= 4:
-            store(buffer, index, finish_bytes(values[:4], output), 64)
+            store(buffer, index, finish_bytes(values[:4], output, fits_int32), 64)
             values, index = values[4:], index + 4 * LANES
     for i, value in enumerate(values):
         store(buffer, index + i * LANES, finish(value, output))

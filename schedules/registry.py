@@ -10,6 +10,7 @@ from .conv2d_amx import Conv2dAmxRule
 from .cpu import Cpu
 from .depthwise_conv2d import DepthwiseConv2dRule
 from .elementwise import ElementwiseRule
+from .image import ImageRule
 from .lrn import LrnRule
 from .pool2d import Pool2dRule
 from .resize2d import Resize2dRule
@@ -22,6 +23,7 @@ RULES: tuple[Rule, ...] = (
     Conv2dRule(),
     Pool2dRule(),
     LrnRule(),
+    ImageRule(),
     ElementwiseRule(),
     ChannelGatherRule(),
     Resize2dRule(),

@@ -24,7 +24,7 @@ class Constants:
     weight : OIHW (IOHW when transposed), int8 or float32, or None
     bias : [O], int32 for integer data (zero-point correction included), float32 otherwise, or None
     channels : one float32 [C] per "channel" operand of the program, in order
-    pad : uint8 [C], the data's zero points where each channel has its own, or None
+    pad : uint8 [C], what is outside of the data where each channel has its own zero point, or None
     """
 
     weight: np.ndarray | None = None

@@ -26,7 +26,7 @@ class Window2dRule(Rule):
         if not isinstance(spec, Window2d) or spec.program.steps:
             return False
         (data,) = spec.inputs
-        return (data.dtype, data.block) == (spec.result.dtype, spec.result.block)
+        return (data.dtype, data.block) == (spec.result.dtype, spec.result.block) and spec.pad_value is not None
 
     def build(self, spec: Window2d, constants: Constants, cpu: Cpu, knobs: dict | None = None) -> Kernel:
         """Deliver the kernel; it has no knobs."""

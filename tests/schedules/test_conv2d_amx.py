@@ -55,8 +55,10 @@ def test_paddings(kernel, padding):
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("o", [32, 80])
 def test_both_orders_of_loops(order, n, o):
-    check(conv_spec(n=n, c=64, o=o, hw=(10, 10)), {"rows": 4, "width": 10, "order": order})
-    check(conv_spec(n=n, c=128, o=o, hw=(10, 10), kernel=(1, 1)), {"rows": 1, "width": 32, "order": order})
+    for chunk, panels in ((1, 1), (2, 2), (3, 1), (99, 99)):
+        knobs = {"order": order, "chunk": chunk, "panels": panels}
+        check(conv_spec(n=n, c=64, o=o, hw=(10, 11)), knobs)
+        check(conv_spec(n=n, c=128, o=o, hw=(10, 10), kernel=(1, 1)), knobs)
 
 
 @needs_amx
@@ -85,9 +87,30 @@ def test_code_uses_tiles():
     assert not re.search(r"\bvpdpbusd\b", text)
 
 
-@pytest.mark.parametrize(("hw", "strides", "flat"), [((7, 7), 1, True), ((14, 14), 2, False), ((4, 64), 1, False)])
-def test_lines_are_joined_where_that_saves_tiles(hw, strides, flat):
-    assert Geometry.of(conv_spec(c=64, hw=hw, strides=(strides, strides))).flat == flat
+def covered(geometry: Geometry, pixels: int) -> list[int]:
+    """How often every pixel of the output is computed."""
+    counts = [0] * pixels
+    for line in range(geometry.lines):
+        for segment in geometry.segments:
+            for i in range(segment.count):
+                for run in segment.runs:
+                    first = line * geometry.line_pixels + i * segment.pixel_step + run.pixel
+                    for pixel in range(first, first + run.count):
+                        counts[pixel] += 1
+    return counts
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("hw", [(7, 7), (14, 14), (15, 40), (33, 9), (28, 28), (3, 70)])
+def test_blocks_cover_every_pixel_once(hw, strides, kernel):
+    spec = conv_spec(c=64, hw=hw, strides=(strides, strides), kernel=(kernel, kernel))
+    pixels = spec.result.shape[2] * spec.result.shape[3]
+    assert covered(Geometry.of(spec), pixels) == [1] * pixels
+
+
+def test_small_maps_take_fewer_tiles_than_lines():
+    assert sum(len(segment.tiles) for segment in Geometry.of(conv_spec(c=64, hw=(7, 7))).segments) == 4
 
 
 def test_not_for_other_cpus_or_groups():
