@@ -34,7 +34,7 @@ from . import amx
 from .cpu import Cpu
 from .epilogue import Epilogue
 from .lanes import store_vectors
-from .padding import emit_pixel_major_copy
+from .padding import emit_interleaved, emit_pixel_major_copy
 from .rule import Constants, Rule, pad_channels
 from .value_range import accumulator_range, fits_int32
 from .vector import KernelBuilder, convert, load, prefetch, scratch, when
@@ -250,6 +250,9 @@ class _Builder:
         self.knobs = knobs or heuristic_knobs(spec, self.geometry, len(self.spans), cpu)
         self.fits_int32 = fits_int32(spec.program, constants, accumulator_range(spec, constants))
         self.steps = self.geometry.source.groups * len(self.spans)
+        source, pointwise = self.geometry.source, spec.kernel == (1, 1) and not any(spec.padding)
+        self.packs_chunks = pointwise and source.step == (1, 1) and self.knobs["order"] == "pixels"
+        self.plane_bytes = self.knobs["chunk"] * BLOCK * source.pixel if self.packs_chunks else source.plane_bytes
 
     def build(self) -> Kernel:
         spec = self.spec
@@ -269,8 +272,8 @@ class _Builder:
             self.weight, self.bias, self.out = rest[operands], rest[operands + 1], rest[-1]
             epilogue.bind(rest[:operands], rest[operands + 2 : -1])
             self.epilogue = epilogue
-            self.source = self._pixel_major(data)
-            self._emit_tasks()
+            self.source = None if self.packs_chunks else self._pixel_major(data)
+            self._emit_tasks(data)
         func = k.func.with_attr(amx.NEEDS_PERMISSION, True)
         return Kernel(func, (weight, bias, *epilogue.channel_arrays()), k.name, dict(self.knobs))
 
@@ -297,7 +300,18 @@ class _Builder:
         overhang = (BLOCK * self.spec.strides[1] + 2) * source.pixel + amx.ROW_BYTES
         return emit_pixel_major_copy(data, self.data, source, spec.padding[:2], spec.pad_value, overhang)
 
-    def _emit_tasks(self) -> None:
+    def _pack_chunk(self, data, image, first_block, count) -> None:
+        """The pixels of one chunk, for 1x1 convolutions: a copy that stays in L1."""
+        source, block = self.geometry.source, self.data.block
+        self.source = scratch(source.groups * self.plane_bytes + source.pixel + amx.ROW_BYTES, self.data.dtype)
+        blocks, first = source.pixel // block, T.Bind(first_block * BLOCK)
+        pixels = T.Bind(T.min(count * BLOCK, source.width - first))
+        with T.serial(source.groups) as group:
+            plane = (image * self.data.channel_blocks + group * blocks) * source.width
+            start = group * self.plane_bytes
+            emit_interleaved(self.source, start, data, plane + first, pixels, (blocks, block), source.width)
+
+    def _emit_tasks(self, data) -> None:
         """Chunks x groups of panels, all in one parallel loop; in a task, blocks run innermost.
 
         A block's products and the epilogue of the block before it stand side by side, for the CPU to overlap them.
@@ -312,6 +326,11 @@ class _Builder:
             first_block, first_panel = T.Bind(c * chunk), T.Bind(g * group)
             count = T.Bind(_at_most(chunk, blocks, first_block))
             total = T.Bind(count * _at_most(group, panels, first_panel))
+            if self.packs_chunks:
+                self._pack_chunk(data, image, first_block, count)
+                self.origin = first_block * (-BLOCK * self.geometry.source.pixel)
+            else:
+                self.origin = image * (self.geometry.source.groups * self.plane_bytes)
             with T.serial(total + 1) as i:
                 with when(i < total):
                     block, panel = T.Bind(first_block + i % count), T.Bind(first_panel + i // count)
@@ -351,8 +370,7 @@ class _Builder:
     def _emit_products(self, place: _Place) -> None:
         """The products of one block of pixels and one panel."""
         source, width = self.geometry.source, place.width
-        plane = place.image * (source.groups * source.plane_bytes) + place.source
-        starts = [T.Bind(plane + offset) for offset in place.segment.tiles]
+        starts = [T.Bind(self.origin + place.source + offset) for offset in place.segment.tiles]
         weights = T.Bind(place.panel * (self.steps * PANEL * amx.TILE_BYTES))
         for m in range(len(starts)):
             for o in range(width):
@@ -361,7 +379,7 @@ class _Builder:
             step = T.Bind(weights + group * (len(self.spans) * width * amx.TILE_BYTES))
             for s, span in enumerate(self.spans):
                 at = step + s * width * amx.TILE_BYTES
-                self._emit_step([start + group * source.plane_bytes + span.offset for start in starts], at, width)
+                self._emit_step([start + group * self.plane_bytes + span.offset for start in starts], at, width)
                 self._prefetch_weights(place, at)
 
     def _emit_step(self, data, weight, width: int) -> None:

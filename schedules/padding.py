@@ -89,10 +89,8 @@ def emit_pixel_major_copy(data, tensor: Tensor, target_shape, before: tuple[int,
             if blocks == 1 and step_x == 1:
                 _copy(target, start, data, ((plane * height) + row) * (width * block), copied * block)
             else:
-                with T.serial(copied) as x:
-                    for b in range(blocks):
-                        source = (((plane * blocks + b) * height + row) * width + x * step_x) * block
-                        store(target, start + x * shape.pixel + b * block, load(data, source, block), block)
+                first = (plane * blocks * height + row) * width
+                emit_interleaved(target, start, data, first, copied, (blocks, block), height * width, step_x)
             _fill(target, start + copied * shape.pixel, (columns - left - copied) * shape.pixel, tensor.dtype, pad_value)
 
         if top == 0 and (lines - 1) * step_y < height:
@@ -104,3 +102,20 @@ def emit_pixel_major_copy(data, tensor: Tensor, target_shape, before: tuple[int,
                 with T.Else():
                     _fill(target, base, columns * shape.pixel, tensor.dtype, pad_value)
     return target
+
+
+def emit_interleaved(target, start, data, first, count, channels: tuple[int, int], plane: int, step: int = 1) -> None:
+    """Copy pixels that lie `plane` apart in each of some channel blocks to where all channels of a pixel lie together.
+
+    Parameters
+    ----------
+    start : flat index in the target
+    first, step, count : the first pixel, from one pixel to the next, and how many; of the data
+    channels : number of channel blocks, channels in a block
+    plane : pixels from one channel block of the data to the next
+    """
+    blocks, block = channels
+    with T.serial(count) as x:
+        for b in range(blocks):
+            source = (first + b * plane + x * step) * block
+            store(target, start + (x * blocks + b) * block, load(data, source, block), block)
