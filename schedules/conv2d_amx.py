@@ -326,6 +326,8 @@ class _Builder:
             first_block, first_panel = T.Bind(c * chunk), T.Bind(g * group)
             count = T.Bind(_at_most(chunk, blocks, first_block))
             total = T.Bind(count * _at_most(group, panels, first_panel))
+            per_thread = -(-chunks // self.cpu.threads)
+            self.first_visit = T.Bind(c % per_thread == 0) if self.knobs["order"] == "pixels" else True
             if self.packs_chunks:
                 self._pack_chunk(data, image, first_block, count)
                 self.origin = first_block * (-BLOCK * self.geometry.source.pixel)
@@ -392,13 +394,12 @@ class _Builder:
                 amx.dot(m * PANEL + o, 4 + m, 6 + o)
 
     def _prefetch_weights(self, place: _Place, at) -> None:
-        """A block's share of the next panel's weights, where a panel is read once and then the next one."""
-        if self.knobs["order"] != "channels":
-            return
+        """A block's share of the next panel's weights, as long as panels are met for the first time."""
         share = -(-PANEL * amx.TILE_BYTES // CACHE_LINE // self.knobs["chunk"])
         ahead = at + self.steps * PANEL * amx.TILE_BYTES + place.block % self.knobs["chunk"] * (share * CACHE_LINE)
-        for line in range(share):
-            prefetch(self.weight, ahead + line * CACHE_LINE)
+        with when(self.first_visit):
+            for line in range(share):
+                prefetch(self.weight, ahead + line * CACHE_LINE, into_l1=False)
 
     def _emit_epilogue(self, place: _Place, accumulators) -> None:
         """The epilogue of the block before, tile by tile, and in each tile's place the products of the current block."""

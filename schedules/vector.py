@@ -106,10 +106,10 @@ def store(buffer, index, value, lanes: int = LANES) -> None:
     T.buffer_store(buffer, value, [T.ramp(index, 1, lanes) if lanes > 1 else index])
 
 
-def prefetch(buffer, index) -> None:
-    """Ask for the cache line of element `index`; addresses behind the buffer are ignored by the CPU."""
+def prefetch(buffer, index, into_l1: bool = True) -> None:
+    """Ask for the cache line of element `index`, in L2 or in L1 too; addresses behind the buffer are ignored."""
     address = T.address_of(buffer[index])
-    arguments = (const(value, "int32", 1) for value in (0, 3, 1))  # to read, in all caches, data
+    arguments = (const(value, "int32", 1) for value in (0, 3 if into_l1 else 2, 1))  # to read, where to, data
     T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, *arguments))
 
 
