@@ -22,6 +22,7 @@ from tvm_int8.passes.recognize_channel_shuffle import RecognizeChannelShuffle
 from tvm_int8.passes.recognize_lrn import RecognizeLrn
 from tvm_int8.passes.schedule_islands import ScheduleIslands
 from tvm_int8.passes.schedule_kernels import ScheduleKernels
+from tvm_int8.passes.sub_pixel_convolution import SubPixelConvolution
 from tvm_int8.passes.unsigned_activations import UnsignedActivations
 from tvm_int8.quantization.calibration_table import CalibrationTable
 from tvm_int8.schedules.cpu import Cpu
@@ -40,6 +41,7 @@ def canonical_float() -> tvm.transform.Pass:
             RecognizeChannelShuffle(),
             RecognizeLrn(),
             FoldConstants(),  # again, because folding leaves arithmetic on constants behind
+            SubPixelConvolution(),  # after folding, because a batch norm's channels are the transposed convolution's
             DenseToConv2d(),  # last, because batch norms behind dense layers are folded as matmuls
         ]
     )
