@@ -23,13 +23,21 @@ def lower_and_build(mod: tvm.IRModule, target: tvm.target.Target, cpu: Cpu):
     executable : relax.VMExecutable
     rows : list of dict
         One per kernel call, in the order of execution (see `passes.schedule_kernels`).
-    lowered : IRModule
-        What the code generator was given, for inspection.
+    planned : IRModule
+        What the code generator was given, memory planned, for inspection.
     """
     lowered = pipeline.lower(cpu)(mod)
     rows = kernel_rows(lowered)
+    executable, planned = generate_code(lowered, target)
+    return executable, rows, planned
+
+
+def generate_code(lowered: tvm.IRModule, target: tvm.target.Target):
+    """Compile a module of scheduled functions; returns (executable, the module with its memory planned)."""
     try:
-        executable = tvm.compile(lowered, target, relax_pipeline=pipeline.to_executable(), tir_pipeline=TENSOR_IR)
+        planned = pipeline.to_executable()(lowered)
+        nothing_left = tvm.transform.Sequential([])
+        return tvm.compile(planned, target, relax_pipeline=nothing_left, tir_pipeline=TENSOR_IR), planned
     except Exception as error:  # LLVM and the Relax code generator raise whatever they like
         raise TvmInt8Error(
             "code generation",
@@ -37,7 +45,6 @@ def lower_and_build(mod: tvm.IRModule, target: tvm.target.Target, cpu: Cpu):
             "code that compiles",
             "report this with the model; quantization=None or another target may work meanwhile",
         ) from error
-    return executable, rows, lowered
 
 
 def kernel_rows(lowered: tvm.IRModule) -> list[dict]:

@@ -18,6 +18,8 @@ from tvm_int8.passes.insert_qdq import InsertQdq
 from tvm_int8.passes.move_integers import MoveIntegers
 from tvm_int8.passes.observe import Observe
 from tvm_int8.passes.order_kernels import OrderKernels
+from tvm_int8.passes.overlay_channels import OverlayChannels
+from tvm_int8.passes.plan_memory import PlanMemory
 from tvm_int8.passes.recognize_channel_shuffle import RecognizeChannelShuffle
 from tvm_int8.passes.recognize_lrn import RecognizeLrn
 from tvm_int8.passes.schedule_islands import ScheduleIslands
@@ -75,6 +77,7 @@ def lower(cpu: Cpu) -> tvm.transform.Pass:
         [
             order(),
             AssignLayouts(),  # after ordering, because layouts belong to kernels
+            OverlayChannels(),  # after layouts, because they decide which channels lie together
             relax.transform.LegalizeOps(),  # the islands; kernel orders are no operators TVM knows
             relax.transform.RewriteDataflowReshape(),  # before scheduling, because it recognises views by their blocks
             ScheduleIslands(cpu),
@@ -91,9 +94,7 @@ def to_executable() -> tvm.transform.Pass:
             relax.transform.ToNonDataflow(),
             relax.transform.RemovePurityChecking(),
             relax.transform.CallTIRRewrite(),
-            relax.transform.StaticPlanBlockMemory(),
-            relax.transform.LowerAllocTensor(),
-            relax.transform.KillAfterLastUse(),
+            PlanMemory(),  # leaves nothing to KillAfterLastUse: the arena lives as long as the call
             relax.transform.LowerRuntimeBuiltin(),
             relax.transform.ComputePrimValue(),
             relax.transform.VMShapeLower(),

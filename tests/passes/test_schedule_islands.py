@@ -8,7 +8,7 @@ from tvm.relax import op
 from tvm.tirx.script import builder as T
 
 from tests.passes.pass_testing import const, f32, module, names, run, transformed
-from tvm_int8 import pipeline
+from tvm_int8.build import generate_code
 from tvm_int8.passes import schedule_islands
 from tvm_int8.passes.expressions import shape_of
 from tvm_int8.passes.schedule_islands import KERNEL, ScheduleIslands, is_island
@@ -29,7 +29,7 @@ def functions(mod: tvm.IRModule) -> dict[str, tirx.PrimFunc]:
 
 def execute(mod: tvm.IRModule, *inputs: np.ndarray) -> list[np.ndarray]:
     """Outputs of a scheduled module; TVM's default pipeline looks for blocks, which scheduled functions lack."""
-    executable = tvm.compile(mod, tvm.target.Target({"kind": "llvm"}), relax_pipeline=pipeline.to_executable())
+    executable, _ = generate_code(mod, tvm.target.Target({"kind": "llvm"}))
     result = relax.VirtualMachine(executable, tvm.cpu())["main"](*map(tvm.runtime.tensor, inputs))
     return [item.numpy() for item in ([result] if isinstance(result, tvm.runtime.Tensor) else result)]
 

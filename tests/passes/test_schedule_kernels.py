@@ -10,11 +10,11 @@ from tvm import relax, tirx
 from tests.passes.pass_testing import const, module, run
 from tests.passes.qdq_testing import int8_weight, ordered, orders, qdq, random_inputs
 from tests.schedules.kernel_testing import CASCADELAKE, ZNVER4
+from tvm_int8.build import generate_code
 from tvm_int8.passes.assign_layouts import AssignLayouts
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import op_name
 from tvm_int8.passes.schedule_kernels import ScheduleKernels
-from tvm_int8.pipeline import to_executable
 from tvm_int8.reference.network import run_network
 
 op = relax.op
@@ -88,9 +88,7 @@ def test_the_code_computes_what_was_ordered(placed, cpu):
     before = ordered(module(network, x=(1, 20, 9, 9)))
     inputs = random_inputs(before)
     after = ScheduleKernels(cpu)(placed)
-    executable = tvm.compile(
-        after, tvm.target.Target({"kind": "llvm", "mcpu": cpu.name}), relax_pipeline=to_executable()
-    )
+    executable, _ = generate_code(after, tvm.target.Target({"kind": "llvm", "mcpu": cpu.name}))
     result = relax.VirtualMachine(executable, tvm.cpu())["main"](*map(tvm.runtime.tensor, inputs))
     (expected,) = run_network(before, *inputs)
     np.testing.assert_array_equal(result.numpy(), expected)
