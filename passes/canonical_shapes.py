@@ -6,6 +6,7 @@ is bound to, with the rules already applied to it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from tvm import relax
@@ -24,8 +25,23 @@ def reshaped(data: Expr, shape: tuple[int, ...], new: Rebuilder) -> Expr:
 
 def _as_reshape(call: relax.Call, new: Rebuilder) -> Expr | None:
     data = call.args[0]
+    if rows := _rows_of_concat(call, new):
+        return relax.op.concat(rows, axis=1)
     already = op_name(call) == "reshape" and op_name(new.value(data)) != "reshape" and shape_of(data) != shape_of(call)
     return None if already else reshaped(data, shape_of(call), new)
+
+
+def _rows_of_concat(call: relax.Call, new: Rebuilder) -> list[Expr] | None:
+    """The parts of a concat of reshapes, each in rows as `call` shapes the whole, so that nothing is copied twice."""
+    concat, (n, *rows) = new.value(call.args[0]), shape_of(call)
+    if op_name(concat) != "concat" or not new.read_once(call.args[0]) or len(rows) < 2:
+        return None
+    if len(shape_of(concat)) != 2 or shape_of(concat)[0] != n or int(concat.attrs.axis) not in (1, -1):
+        return None
+    parts, size = list(concat.args[0].fields), math.prod(rows[1:])
+    if not all(op_name(new.value(part)) == "reshape" and shape_of(part)[1] % size == 0 for part in parts):
+        return None
+    return [reshaped(part, (n, shape_of(part)[1] // size, *rows[1:]), new) for part in parts]
 
 
 def _permute_dims(call: relax.Call, new: Rebuilder) -> Expr | None:

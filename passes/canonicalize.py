@@ -3,6 +3,7 @@
 before                                                 after
 expand_dims, squeeze, flatten, nn.batch_flatten        reshape
 reshape(reshape(x))                                    reshape(x), or x
+reshape(concat([N, C] reshapes)) to [N, rows, ...]     concat of reshapes to [N, rows, ...]
 permute_dims that only moves axes of length 1          reshape
 split -> TupleGetItem i                                strided_slice
 mean over H and W                                      nn.adaptive_avg_pool2d (1, 1), and a reshape unless keepdims

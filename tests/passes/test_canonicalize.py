@@ -51,6 +51,12 @@ def there_and_back(emit, x):
     return op.exp(emit(op.reshape(emit(op.reshape(x, (8, 36))), MAP)))
 
 
+def rows_of_concat(emit, x, row=3):
+    pixels = emit(op.permute_dims(x, [0, 2, 3, 1]))
+    parts = [emit(op.reshape(part, (2, 144))) for part in (pixels, emit(op.exp(x)))]
+    return op.reshape(emit(op.concat(parts, 1)), (2, 288 // row, row))
+
+
 def transposed_vector(emit, x):
     return op.permute_dims(emit(op.nn.adaptive_avg_pool2d(x, (1, 1))), [0, 2, 3, 1])
 
@@ -61,6 +67,7 @@ REWRITES = {
     "flatten": (lambda emit, x: op.flatten(x), ["reshape"]),
     "reshape chain": (many_reshapes, ["reshape", "exp"]),
     "reshape there and back": (there_and_back, ["exp"]),
+    "rows of concat": (rows_of_concat, ["permute_dims", "exp", "reshape", "reshape", "concat"]),
     "permute of unit axes": (transposed_vector, ["nn.adaptive_avg_pool2d", "reshape"]),
     "split": (split_and_swap, ["strided_slice", "strided_slice", "concat"]),
     "uneven split": (split_unevenly, ["strided_slice", "nn.relu"]),
@@ -115,6 +122,7 @@ KEPT = {
         emit(pad(x, 1, 1, 1, 1)), (3, 3), strides=2, ceil_mode=True, count_include_pad=True
     ),
     "pad of max_pool2d": lambda emit, x: op.nn.max_pool2d(emit(pad(x, 1, 1, 1, 1)), (3, 3)),
+    "rows across parts": lambda emit, x: rows_of_concat(emit, x, row=32),
     "pad with one": lambda emit, x: conv(emit(pad(x, 1, 1, 1, 1, pad_value=1.0))),
     "reflected pad": lambda emit, x: conv(emit(pad(x, 1, 1, 1, 1, pad_mode="reflect"))),
     "pad of channels": lambda emit, x: op.nn.conv2d(emit(op.nn.pad(x, [0, 0, 0, 1, 0, 0, 0, 0])), const(4, 5, 3, 3)),
