@@ -47,6 +47,7 @@ from .vector import KernelBuilder, Registers, convert, finish, load, prefetch, s
 
 CACHE_LINE = 64
 MOST_REUSES = 64  # tiles with the same weights up to which the next weights are fetched ahead: more hide it anyway
+STREAM_BYTES = 8 << 10  # how far ahead weights are fetched where those of a tile do not stay in L2
 UNROLLED_STEPS = 4  # reduction steps written out in the innermost loop
 
 
@@ -274,6 +275,8 @@ class _Builder:
         inner = self.reduction.per_block if self.reduction.whole_blocks else 1
         unrolled = math.gcd(inner, UNROLLED_STEPS)
         ahead = self.integer and y.count * x_tiles <= MOST_REUSES
+        once = y.count * x_tiles == 1 and tile_weights > self.cpu.l2_bytes // 2
+        distance = STREAM_BYTES if once else tile_weights
         with T.parallel(n * (full + bool(tail)) * y.count * x_tiles) as task:
             tx, rest = task % x_tiles, task // x_tiles
             ty, rest = rest % y.count, rest // y.count
@@ -284,7 +287,7 @@ class _Builder:
                 place = _Place(image, tile * oc_tile, ty, tx * ow_tile, weight, bias_block, blocks, pixels)
                 if ahead:
                     share = {"task": ty * x_tiles + tx, "tasks": y.count * x_tiles, "parts": steps // unrolled}
-                    place = replace(place, next_weights=tile_weights, **share)
+                    place = replace(place, next_weights=distance, **share)
                 self._emit_tile(phase, place)
 
             def by_width(blocks: int) -> None:
@@ -402,7 +405,7 @@ class _Place:
     bias_block: int
     blocks: int
     pixels: int
-    next_weights: int = 0  # from these weights to those of the next tile, where they are to be fetched ahead
+    next_weights: int = 0  # from these weights to those to be fetched ahead: the next tile's, or a bit further on
     task: Any = 0  # which of the `tasks` tiles with the same weights this is
     tasks: int = 1
     parts: int = 1  # unrolled steps of a tile
