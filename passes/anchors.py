@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
+from tvm_int8.kernel_op import kernel_call
 from tvm_int8.specs import (
     NOTHING,
     ChannelGather,
@@ -22,6 +23,7 @@ from tvm_int8.specs import (
     Window2d,
 )
 
+from .byte_images import can_pad_by_channel
 from .conversions import conversion
 from .convolution_weights import is_depthwise
 from .epilogue_expression import ACC, apply, channel, linearize, number, split_bias
@@ -48,14 +50,18 @@ def convolution(group) -> relax.Call:
     quantized, weight = dequantized(group.flow, call.args[0]), quantized_weight(group.flow, call.args[1], out_axis)
     quantized = quantized or _channels_it_can_read(group.flow, call)
     integer = quantized is not None and quantized.dtype == "uint8" and weight is not None
-    bias, pad_value = np.zeros(channels_out, np.float64), 0
+    bias, pad_value, padding = np.zeros(channels_out, np.float64), 0, _ints(call.attrs.padding)
     if integer:
-        group.add_input(quantized.source, "uint8", data_shape)
+        if any(padding) and _same_everywhere(quantized.zero_point) is None and not is_depthwise(call):
+            _add_padded_image(group, quantized, padding)
+            padding = (0, 0, 0, 0)
+        else:
+            group.add_input(quantized.source, "uint8", data_shape)
         values, weight_scale = weight
         per_channel = np.tile(np.broadcast_to(weight_scale, values.shape[out_axis]), groups if transposed else 1)
         value = apply("mul", ACC, channel(quantized.scale * per_channel.astype(np.float64)))
         bias -= _of_zeros(values, transposed, groups, quantized.zero_point)
-        pad_value = _same_everywhere(quantized.zero_point) if any(_ints(call.attrs.padding)) or transposed else 0
+        pad_value = _same_everywhere(quantized.zero_point) if any(padding) or transposed else 0
     else:
         group.add_input(call.args[0], "float32", data_shape)
         values, value = real_weight(group.flow, call.args[1]), ACC
@@ -77,7 +83,7 @@ def convolution(group) -> relax.Call:
         output,
         kernel=_ints(values.shape[2:]),
         strides=_ints(call.attrs.strides),
-        padding=_ints(call.attrs.padding),
+        padding=padding,
         dilation=_ints(call.attrs.dilation),
         groups=groups,
         pad_value=pad_value,
@@ -99,14 +105,31 @@ def _same_everywhere(zero_point) -> int | None:
 def _channels_it_can_read(flow, call: relax.Call) -> Quantized | None:
     """Data with quantisation per channel, if the convolution can take it in.
 
-    Scales of their own take a depthwise convolution, zero points alone one that does not pad.
+    Scales of their own take a depthwise convolution, zero points alone one that does not pad, or pads an image.
     """
     quantized = dequantized_by_channel(flow, call.args[0]) if op_name(call) == "nn.conv2d" else None
     if quantized is None or is_depthwise(call):
         return quantized
-    if any(_ints(call.attrs.padding)) or len(np.unique(quantized.scale)) > 1:
+    pads = any(_ints(call.attrs.padding)) and not can_pad_by_channel(call)
+    if pads or len(np.unique(quantized.scale)) > 1:
         return None
     return replace(quantized, scale=float(quantized.scale[0]))
+
+
+def _add_padded_image(group, quantized: Quantized, padding: tuple[int, int, int, int]) -> None:
+    """Order a kernel that pads an image with its channels' zero points, and register its result as the data."""
+    top, left, bottom, right = padding
+    n, channels, height, width = shape_of(quantized.source)
+    shape = (n, channels, height + top + bottom, width + left + right)
+    data, result = Tensor((n, channels, height, width), "uint8", 0), Tensor(shape, "uint8", 0)
+    spec = Window2d(
+        group.name, (data,), result, RAW, _raw_output("uint8"), start=(-top, -left), step=(1, 1), pad_value=None
+    )
+    name, pad = f"{group.exit.name}_image", ("pad", quantized.zero_point.astype(np.uint8))
+    group.inputs.append(
+        group.new.emit(kernel_call(spec, [group.new.translate(quantized.source)], [pad], name, shape), name)
+    )
+    group.tensors.append(result)
 
 
 def _of_zeros(weight: np.ndarray, transposed: bool, groups: int, zero_point) -> np.ndarray:

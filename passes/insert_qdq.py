@@ -9,6 +9,7 @@ Ensures    activations uint8 (asymmetric), with one scale or, where that pays, o
            scale where that costs nothing (`concat_scales`).
            A convolution that mixes channels with scales of their own reads them with one step, and their factors are
            in its weights:  conv2d(dequantize(q, step, zero points), w * factor).
+           Images of bytes are integers already: convolutions read them as they are (`byte_images`).
 Method     Krishnamoorthi 2018 (arXiv:1806.08342); QDQ as in ONNX Runtime and TensorRT.
 """
 
@@ -23,6 +24,8 @@ from tvm_int8.quantization.calibration_table import CalibrationTable
 from tvm_int8.quantization.channel_scales import ChannelScales, Reader, channel_scales
 from tvm_int8.quantization.weights import quantize_weight
 
+from .byte_images import Pixels, pixels_of, reads_pixels
+from .byte_inputs import is_byte_image
 from .concat_scales import concat_scales
 from .convolution_weights import incoming_weights, is_depthwise, scaled_inputs
 from .dataflow import Dataflow, Rebuilder, rebuild
@@ -44,7 +47,7 @@ class InsertQdq:
         plan = plan_quantization(flow, self.config)
         plan.source |= concat_scales(plan, self.table, self.config.activation_dtype)
         computing = {unit.group.anchor.var for unit in plan.units if unit.kind == "compute"}
-        pairs = _Pairs(self.table, self.config, flow, plan)
+        pairs = _Pairs(self.table, self.config, flow, plan, computing)
 
         def rewrite(binding, _value: Expr, new: Rebuilder) -> Expr | None:
             for var in vars_in(binding.value):
@@ -52,7 +55,9 @@ class InsertQdq:
             if binding.var not in computing:
                 return new.translate(binding.value)
             call, mean = pairs.convolution(binding.value, new)
-            return self._quantized(call, binding.var.name, mean, new)
+            quantized = self._quantized(call, binding.var.name, mean, new)
+            shift = pairs.shift(binding.value)
+            return quantized if shift is None else relax.op.add(quantized, constant(shift))
 
         return rebuild(mod, rewrite)
 
@@ -80,21 +85,30 @@ class InsertQdq:
 class _Pairs:
     """Quantize and dequantize for every tensor of the plan, written where it is read first."""
 
-    def __init__(self, table: CalibrationTable, config: QuantizationConfig, flow: Dataflow, plan: QuantizationPlan):
-        self.table, self.config, self.flow, self.plan = table, config, flow, plan
+    def __init__(
+        self,
+        table: CalibrationTable,
+        config: QuantizationConfig,
+        flow: Dataflow,
+        plan: QuantizationPlan,
+        computing: set[Var],
+    ):
+        self.table, self.config, self.flow, self.plan, self.computing = table, config, flow, plan, computing
         self.done: set[Var] = set()
         self.scales: dict[Var, ChannelScales] = {}
         self.mixed: dict[Var, Expr] = {}  # what convolutions that mix channels read instead
+        self.pixels: dict[Var, Pixels] = {}  # images whose bytes convolutions read
 
     def insert(self, var: Var, new: Rebuilder) -> None:
         """Write the pair of a tensor unless it is there, or stays in float."""
         if var in self.done or var not in self.plan.quantized:
             return
         self.done.add(var)
+        if is_byte_image(self.flow.value(var)) or self._insert_pixels(var, new):
+            return
         own = self._channel_scales(var)
         if own is None:
-            name, axis = self.plan.origin(var).name, -1
-            arguments = _arguments(*self.table.scale_zero_point(name, self.config.activation_dtype))
+            axis, arguments = -1, _arguments(*self._scale_zero_point(self.plan.origin(var)))
         else:
             self.scales[var], axis = own, 1
             arguments = _arguments(own.scale, own.zero_point)
@@ -109,6 +123,32 @@ class _Pairs:
                 plain = relax.op.dequantize(stored, *_arguments(steps, own.zero_point), axis=1)
             self.mixed[var] = new.emit(plain, f"{var.name}_divided")
 
+    def _scale_zero_point(self, origin: Var) -> tuple[float, int]:
+        if is_byte_image(self.flow.value(origin)):
+            return 1.0, 0
+        return self.table.scale_zero_point(origin.name, self.config.activation_dtype)
+
+    def _insert_pixels(self, var: Var, new: Rebuilder) -> bool:
+        """Let the readers of a normalised image of bytes read these, if they all can."""
+        pixels, readers = pixels_of(self.flow, var), self.flow.consumers[var]
+        if pixels is None or self.flow.is_output(var):
+            return False
+        if not all(reader.var in self.computing and reads_pixels(reader.value, var, pixels) for reader in readers):
+            return False
+        stored, zero_point = new.translate(pixels.bytes), pixels.zero_point
+        if (zero_point == zero_point[0]).all():
+            read = relax.op.dequantize(stored, *_arguments(1.0, zero_point[0]), axis=-1)
+        else:
+            read = relax.op.dequantize(stored, *_arguments(np.ones(len(zero_point)), zero_point), axis=1)
+        self.pixels[var] = pixels
+        self.mixed[var] = new.emit(read, f"{var.name}_pixels")
+        return True
+
+    def shift(self, call: relax.Call) -> np.ndarray | None:
+        """What is to be added to a convolution that reads bytes, float32 [1, O, 1, 1]."""
+        pixels = self.pixels.get(call.args[0])
+        return None if pixels is None else pixels.shift(call)
+
     def convolution(self, call: relax.Call, new: Rebuilder) -> tuple[relax.Call, np.ndarray | None]:
         """A convolution of the float network as the quantised one has it, its weight still float; and its data's mean.
 
@@ -117,6 +157,10 @@ class _Pairs:
         data, translated = call.args[0], new.translate(call)
         seen = self.table.get(data.name) if isinstance(data, Var) else None
         mean = None if seen is None or seen.channels is None else np.asarray(seen.channels.mean)
+        pixels = self.pixels.get(data)
+        if pixels is not None:
+            mean = None if mean is None else pixels.mean(mean)
+            return _with_arguments(translated, self.mixed[data], constant(pixels.weight(call))), mean
         if data not in self.mixed or is_depthwise(call):
             return translated, mean
         factor = self.scales[data].factor

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from tvm_int8.config import QuantizationConfig
 
+from .byte_inputs import is_byte_image
 from .dataflow import Dataflow
 from .expressions import Expr, Var, dtype_of, op_name, shape_of, vars_in
 from .groups import CONVOLUTIONS, Group, fusion_groups, is_packable
@@ -148,7 +149,8 @@ def _units(flow: Dataflow, config: QuantizationConfig) -> list[Unit]:
             movable = op in MOVED_AS_INTEGERS and is_packable(binding.value)
             movable = movable or (op in MOVED_AS_INTEGERS and dtype_of(binding.value) == "float32")
             unit = Unit("carry" if movable else "float", op, layer, inputs, binding.var, None, movable)
-            unit.reason = "" if movable else f"{op or 'this operator'} has no integer form"
+            whole = movable or is_byte_image(binding.value)
+            unit.reason = "" if whole else f"{op or 'this operator'} has no integer form"
         if unit.kind != "float" and config.excludes(unit.layer, unit.op):
             unit.kind, unit.reason = "float", "excluded by the configuration"
         units.append(unit)

@@ -155,6 +155,7 @@ def test_compile_passes_options_on(capsys, calls, tmp_path):
     assert load(path).metadata.mcpu == "x86-64-v4"
     options = ["--target", "llvm -mcpu=znver4", "--calibration", "x.npz", "--method", "percentile", "--threads", 3]
     options += ["--input-shape", "a=b=1,3", "--input-shape", "c=7", "--report"]
+    options += ["--input-dtype", "uint8", "--input-mean", "123.7,116.3,103.5", "--input-std", "255"]
     run(capsys, "compile", "m.onnx", "-o", path, *options)
     run(capsys, "compile", "m.onnx", "-o", path, "--float32")
     assert calls[0] == ("m.onnx", dict(target="native", calibration=None, num_threads=None))
@@ -164,15 +165,20 @@ def test_compile_passes_options_on(capsys, calls, tmp_path):
         num_threads=3,
         quantization=tvm_int8.QuantizationConfig(method="percentile"),
         input_shapes={"a=b": (1, 3), "c": (7,)},
+        input_dtype="uint8",
+        input_mean=(123.7, 116.3, 103.5),
+        input_std=(255.0,),
     )
     assert calls[2][1] == dict(target="native", calibration=None, num_threads=None, quantization=None)
 
 
 def test_calibrate_passes_options_on(capsys, calls):
-    run(capsys, "calibrate", "m.onnx", "x.npz", "-o", "t.json", "--method", "minmax", "--input-shape", "x=1,2")
+    options = ["--method", "minmax", "--input-shape", "x=1,2", "--input-dtype", "uint8", "--input-mean", "127.5"]
+    run(capsys, "calibrate", "m.onnx", "x.npz", "-o", "t.json", *options)
     code, out, _ = run(capsys, "calibrate", "m.onnx", "x.npz", "-o", "t.json")
     assert (code, out) == (0, "wrote t.json (1 tensors)\n")
-    assert calls[0] == ("m.onnx", "x.npz", dict(method="minmax", input_shapes={"x": (1, 2)}))
+    expected = dict(method="minmax", input_shapes={"x": (1, 2)}, input_dtype="uint8", input_mean=(127.5,))
+    assert calls[0] == ("m.onnx", "x.npz", expected)
     assert calls[1:] == ["t.json", ("m.onnx", "x.npz", {}), "t.json"]
 
 
@@ -205,6 +211,8 @@ def test_errors_are_one_line(capsys, calls, tmp_path, monkeypatch):
         ["compile", "m.onnx", "-o", "x.so", "--method", "guess"],
         ["compile", "m.onnx", "-o", "x.so", "--input-shape", "1,3"],
         ["compile", "m.onnx", "-o", "x.so", "--input-shape", "x=1,-3"],
+        ["compile", "m.onnx", "-o", "x.so", "--input-dtype", "int8"],
+        ["compile", "m.onnx", "-o", "x.so", "--input-dtype", "uint8", "--input-mean", "1,dark"],
         ["quantize", "m.onnx"],
     ],
 )
@@ -257,3 +265,34 @@ def test_from_model_to_outputs(capsys, model, tmp_path):
     np.testing.assert_array_equal(outputs[1], outputs[2])
     assert_one_line_error(run(capsys, "compile", model, "-o", path), "symbolic")
     assert_one_line_error(run(capsys, "compile", model, "-o", path, *shape, "--target", "nehalem"), "nehalem")
+
+
+@pytest.mark.isa("avx512vnni")
+def test_images_of_bytes(capsys, model, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (8, 3, 8, 8), np.uint8)
+    np.savez(tmp_path / "data.npz", image=images)
+    np.save(tmp_path / "x.npy", images[:1])
+    np.save(tmp_path / "floats.npy", images[:1].astype(np.float32))
+    options = ["--input-shape", "image=1,3,8,8", "--calibration", tmp_path / "data.npz"]
+    normalised = [
+        *options,
+        "--input-dtype",
+        "uint8",
+        "--input-mean",
+        "123.7,116.3,103.5",
+        "--input-std",
+        "58.4,57.1,57.4",
+    ]
+    code, _, err = run(capsys, "compile", model, "-o", tmp_path / "net.so", *normalised)
+    assert (code, err) == (0, "")
+    assert "input   image: uint8[1, 3, 8, 8]" in run(capsys, "inspect", tmp_path / "net.so")[1]
+    assert run(capsys, "run", tmp_path / "net.so", "--input", tmp_path / "x.npy")[0] == 0
+    assert run(capsys, "run", tmp_path / "net.so")[0] == 0
+    assert_one_line_error(
+        run(capsys, "run", tmp_path / "net.so", "--input", tmp_path / "floats.npy"), "float32", "uint8"
+    )
+    wrong = [*options, "--input-dtype", "uint8", "--input-mean", "1,2"]
+    assert_one_line_error(run(capsys, "compile", model, "-o", tmp_path / "net.so", *wrong), "input_mean", "2 numbers")
+    assert_one_line_error(
+        run(capsys, "compile", model, "-o", tmp_path / "net.so", *options, "--input-mean", "1"), "input_dtype='uint8'"
+    )

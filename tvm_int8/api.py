@@ -50,6 +50,9 @@ def compile(
     num_threads: int | None = None,
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    input_dtype: str | None = None,
+    input_mean: float | Sequence[float] | None = None,
+    input_std: float | Sequence[float] | None = None,
     progress: bool = True,
 ) -> CompiledModule:
     """Compile a trained network into a module that runs in INT8 (or FP32).
@@ -71,6 +74,12 @@ def compile(
         Threads of the compiled module; default: TVM_NUM_THREADS or all cores.
     input_shapes : dict of name -> shape, optional
         Fixes symbolic dimensions.
+    input_dtype : str, optional
+        "uint8": the compiled module takes images of bytes, and so does calibration. The model, whose inputs must be
+        float32 images, gets (byte - input_mean) / input_std.
+    input_mean, input_std : number or sequence of numbers, optional
+        Per channel, in grey levels: (123.7, 116.3, 103.5) and (58.4, 57.1, 57.4) for models trained on ImageNet. By
+        default 0 and 1: the model normalises bytes itself.
     progress : bool
         Show a progress bar while calibrating.
 
@@ -91,7 +100,7 @@ def compile(
     resolved = parse_target(target)
     if num_threads is not None:
         resolved = replace(resolved, cpu=replace(resolved.cpu, threads=num_threads))
-    imported = load_model(model, input_shapes)
+    imported = _load(model, input_shapes, input_dtype, input_mean, input_std)
     mod = pipeline.canonical_float()(imported)
     prepared, notes = mod, {}
     reference: tuple[Any, Any] | None = None
@@ -124,6 +133,9 @@ def calibrate(
     config: QuantizationConfig | Mapping | None = None,
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    input_dtype: str | None = None,
+    input_mean: float | Sequence[float] | None = None,
+    input_std: float | Sequence[float] | None = None,
     progress: bool = True,
 ) -> CalibrationTable:
     """Observe the ranges of a network's activations on typical inputs, in one sweep.
@@ -135,6 +147,7 @@ def calibrate(
     method : str, optional
         The calibrator ("minmax", "percentile"); overrides `config.method`.
     config : QuantizationConfig or dict, optional
+    input_shapes, input_dtype, input_mean, input_std : as for `compile`, which must be given the same
 
     Returns
     -------
@@ -143,7 +156,7 @@ def calibrate(
     """
     options = (_config(config) or DEFAULT).to_dict() if config is not None else DEFAULT.to_dict()
     config = QuantizationConfig.from_dict({**options, **({"method": method} if method else {})})
-    mod = pipeline.canonical_float()(load_model(model, input_shapes))
+    mod = pipeline.canonical_float()(_load(model, input_shapes, input_dtype, input_mean, input_std))
     if _is_quantized(mod):
         raise CalibrationError(
             "model", "a QDQ model", "a float model", "its scales are in it already: compile it as it is"
@@ -166,6 +179,20 @@ def _config(quantization: Any) -> QuantizationConfig | None:
         "a QuantizationConfig, a dict of its options, or None",
         "pass one of these",
     )
+
+
+def _load(model: Any, input_shapes, input_dtype: str | None, mean, std) -> tvm.IRModule:
+    """The imported module, its inputs as wanted."""
+    if input_dtype not in (None, "uint8"):
+        expected = "'uint8', or None for the model's own"
+        raise ConfigError("option 'input_dtype'", repr(input_dtype), expected, "pass one of these")
+    if input_dtype is None:
+        for option, given in (("input_mean", mean), ("input_std", std)):
+            if given is not None:
+                action = "pass both, or normalise the inputs yourself"
+                raise ConfigError(f"option '{option}'", "given alone", "it together with input_dtype='uint8'", action)
+        return load_model(model, input_shapes)
+    return pipeline.byte_inputs(mean, std)(load_model(model, input_shapes))
 
 
 def _check_threads(num_threads: Any) -> None:

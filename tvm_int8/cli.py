@@ -126,6 +126,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=1,3,224,224",
         help="where the model leaves dimensions open; once per input",
     )
+    parser.add_argument("--input-dtype", choices=["uint8"], help="take images of bytes; by default as the model does")
+    parser.add_argument(
+        "--input-mean", type=_numbers, metavar="123.7,116.3,103.5", help="of bytes, per channel; what is subtracted"
+    )
+    parser.add_argument(
+        "--input-std", type=_numbers, metavar="58.4,57.1,57.4", help="of bytes, per channel; what is divided by"
+    )
 
 
 def _add_method(parser: argparse.ArgumentParser) -> None:
@@ -137,7 +144,7 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
 def _compile(options: argparse.Namespace) -> None:
     if options.float32 and (options.calibration or options.method):
         raise ConfigError("--float32", "with --calibration or --method", "one or the other", "leave one out")
-    choices: dict[str, Any] = {"num_threads": options.threads, **_shapes(options)}
+    choices: dict[str, Any] = {"num_threads": options.threads, **_inputs(options)}
     if options.float32:
         choices["quantization"] = None
     elif options.method:
@@ -176,7 +183,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _calibrate(options: argparse.Namespace) -> None:
     method = {"method": options.method} if options.method else {}
-    table = tvm_int8.calibrate(options.model, options.data, **method, **_shapes(options))
+    table = tvm_int8.calibrate(options.model, options.data, **method, **_inputs(options))
     table.save(options.output)
     print(f"wrote {options.output} ({len(table)} tensors)")
 
@@ -266,8 +273,10 @@ def _statistics(array: np.ndarray) -> str:
     return f"{line}, argmax {array.argmax()}" if array.ndim == 2 and array.shape[0] == 1 else line
 
 
-def _shapes(options: argparse.Namespace) -> dict[str, Any]:
-    return {"input_shapes": dict(options.input_shape)} if options.input_shape else {}
+def _inputs(options: argparse.Namespace) -> dict[str, Any]:
+    choices: dict[str, Any] = {name: getattr(options, name) for name in ("input_dtype", "input_mean", "input_std")}
+    choices["input_shapes"] = dict(options.input_shape) if options.input_shape else None
+    return {name: value for name, value in choices.items() if value is not None}
 
 
 def _named_shape(text: str) -> tuple[str, tuple[int, ...]]:
@@ -280,6 +289,13 @@ def _named_shape(text: str) -> tuple[str, tuple[int, ...]]:
     if not name or not dims or min(dims) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not like NAME=1,3,224,224")
     return name, dims
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 123.7,116.3,103.5") from None
 
 
 def _positive(text: str) -> int:

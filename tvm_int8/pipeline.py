@@ -9,6 +9,7 @@ from tvm_int8.code_generation import MarkReadersOfInputs
 from tvm_int8.config import QuantizationConfig
 from tvm_int8.errors import register_with_tvm
 from tvm_int8.passes.assign_layouts import AssignLayouts
+from tvm_int8.passes.byte_inputs import ByteInputs
 from tvm_int8.passes.canonicalize import Canonicalize
 from tvm_int8.passes.dense_to_conv2d import DenseToConv2d
 from tvm_int8.passes.fold_batch_norm import FoldBatchNorm
@@ -47,6 +48,11 @@ def canonical_float() -> tvm.transform.Pass:
             DenseToConv2d(),  # last, because batch norms behind dense layers are folded as matmuls
         ]
     )
+
+
+def byte_inputs(mean=None, std=None) -> tvm.transform.Pass:
+    """Before passes 1: float32 images -> uint8 ones that the network normalises, so that folding sees it."""
+    return ByteInputs(mean, std)
 
 
 def observe(names: list[str]) -> tvm.transform.Pass:

@@ -246,14 +246,22 @@ class Resize2d(Spec):
     cols: tuple[tuple[int, int, float], ...] = ()
     zero_point: int = 0
 
+    @property
+    def can_be_plain(self) -> bool:
+        """Whether the result may be plain: float32, from nothing but the data."""
+        return self.result.dtype == "float32" and len(self.inputs) == 1
+
 
 @dataclass(frozen=True)
 class Window2d(Spec):
-    """Spatial slice and pad: out[y, x] = in[y * step_y + start_y, x * step_x + start_x], `pad_value` outside."""
+    """Spatial slice and pad: out[y, x] = in[y * step_y + start_y, x * step_x + start_x], `pad_value` outside.
+
+    A `pad_value` of None is one per channel, the constant "pad".
+    """
 
     start: tuple[int, int] = (0, 0)
     step: tuple[int, int] = (1, 1)
-    pad_value: float = 0.0
+    pad_value: float | None = 0.0
 
 
 @dataclass(frozen=True)
