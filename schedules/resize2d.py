@@ -5,9 +5,13 @@ Algorithm: linear blends two rows, then two columns, as low + weight * (high - l
 Schedule: sixteen channels of a pixel are a vector; rows of all planes are shared out to the threads.  Linear keeps the
 blend of two input rows in a buffer one row long, so columns cost two loads and one fma per output.  Nearest by whole
 factors without a program reads every pixel once and writes it into all its places; doubled bytes four pixels at a time.
+A plain result, the scores a segmentation network returns, is transposed in registers, sixteen pixels at a time: written
+packed and converted by a kernel of its own it is the network's largest tensor three times over.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 from tvm.tirx.script import builder as T
@@ -16,17 +20,19 @@ from tvm_int8.specs import LANES, Kernel, Output, Resize2d, Spec
 
 from .cpu import Cpu
 from .epilogue import Epilogue
-from .lanes import elements, saturated, shuffle, tasks
+from .lanes import elements, first_lanes, saturated, shuffle, store_masked, tasks, transpose
 from .rule import Constants, Rule
-from .vector import KernelBuilder, fma, let, load, real, scratch, store
+from .vector import KernelBuilder, fma, let, load, real, scratch, store, when
 
 
 class Resize2dRule(Rule):
-    """Delivers every `Resize2d` of NCHW16c tensors."""
+    """Delivers every `Resize2d` of NCHW16c tensors, the result plain float32 where nothing else is read."""
 
     def applies(self, spec: Spec, cpu: Cpu) -> bool:
         """Resizing in blocks of sixteen."""
-        return isinstance(spec, Resize2d) and all(t.block == LANES for t in (*spec.inputs, spec.result))
+        if not isinstance(spec, Resize2d) or any(t.block != LANES for t in spec.inputs):
+            return False
+        return spec.result.block == LANES or (not spec.result.block and spec.can_be_plain)
 
     def build(self, spec: Resize2d, constants: Constants, cpu: Cpu, knobs: dict | None = None) -> Kernel:
         """Deliver the kernel; it has no knobs."""
@@ -61,6 +67,7 @@ class _Resize:
         height, width = self.data.shape[2:]
         return (
             self.copies
+            and self.spec.result.block == LANES
             and all(self.factors)
             and (self.rows, self.cols)
             == (
@@ -118,8 +125,9 @@ class _Resize:
 
     def _pick(self, source, tables, out) -> None:
         height, width = self.data.shape[2:]
-        blocks = self.spec.result.channel_blocks
-        lows, highs, left, rights, row_weights, col_weights = tables
+        blocks = self.data.channel_blocks
+        lows, highs, left, right, row_weights, col_weights = tables
+        columns = (left, right, col_weights)
         planes = self.spec.result.shape[0] * blocks
         with tasks(planes, self.rows, elements(self.spec), self.cpu) as task:
             n, block = let(task.plane // blocks), let(task.plane % blocks)
@@ -134,17 +142,54 @@ class _Resize:
                     with T.serial(width) as x:
                         top, bottom = (let(self._real(source, (row + x) * LANES)) for row in (low, high))
                         store(blended, x * LANES, fma(weight, bottom - top, top))
-                with T.serial(self.cols) as x:
-                    place = let((task.plane * self.rows + y) * self.cols + x)
-                    if self.copies:
-                        store(out, place * LANES, load(source, (low + load(left, x, 1)) * LANES))
-                    else:
-                        value = self._value(source, low, blended, x, left, rights, col_weights)
-                        pixel = (n * self.rows + y) * self.cols + x
-                        store(out, place * LANES, self.epilogue.emit(fixed, place * LANES, pixel, value))
+                value = partial(self._value, source, low, blended, columns)
+                if self.spec.result.block:
+                    self._packed_row(source, out, (task.plane, n, y), fixed, low, columns[0], value)
+                else:
+                    self._plain_row(out, (n, block, y), lambda x, of=value: self.epilogue.emit(fixed, 0, 0, of(x)))
 
-    def _value(self, source, low, blended, x, left, rights, weights):
+    def _packed_row(self, source, out, place, fixed, low, left, value) -> None:
+        """Write row y of a plane, pixel after pixel; place is (plane, n, y)."""
+        plane, n, y = place
+        with T.serial(self.cols) as x:
+            target = let((plane * self.rows + y) * self.cols + x) * LANES
+            if self.copies:
+                store(out, target, load(source, (low + load(left, x, 1)) * LANES))
+            else:
+                pixel = (n * self.rows + y) * self.cols + x
+                store(out, target, self.epilogue.emit(fixed, target, pixel, value(x)))
+
+    def _plain_row(self, out, place, value) -> None:
+        """Write row y of a block's channels, `value(x)` being the channels of a pixel; place is (n, block, y)."""
+        n, block, y = place
+        channels = self.spec.result.shape[1]
+        whole = channels % LANES or LANES  # channels that every block has
+
+        def tile(first, count, mask):
+            rows = transpose([let(value(first + min(i, count - 1))) for i in range(LANES)])
+
+            def write(lanes):
+                for lane in lanes:
+                    row = ((n * channels + block * LANES + lane) * self.rows + y) * self.cols + first
+                    if mask is None:
+                        store(out, row, rows[lane])
+                    else:
+                        store_masked(out, row, rows[lane], mask)
+
+            write(range(whole))
+            if whole < LANES:
+                with when(block < self.data.channel_blocks - 1):
+                    write(range(whole, LANES))
+
+        if self.cols >= LANES:
+            with T.serial(self.cols // LANES) as index:
+                tile(index * LANES, LANES, None)
+        if left := self.cols % LANES:
+            tile(self.cols - left, left, first_lanes(left))
+
+    def _value(self, source, low, blended, columns, x):
         """The accumulator of output column `x`."""
+        left, rights, weights = columns
         if blended is None:
             return let(self._real(source, (low + load(left, x, 1)) * LANES))
         weight = T.broadcast(load(weights, x, 1), LANES)

@@ -14,7 +14,7 @@ from tvm_int8.passes.expressions import const_value, op_name, shape_of
 from tvm_int8.reference import evaluate
 from tvm_int8.reference.network import run_network
 from tvm_int8.schedules.rule import Constants
-from tvm_int8.specs import Elementwise
+from tvm_int8.specs import Elementwise, Resize2d
 
 op = relax.op
 
@@ -99,6 +99,18 @@ def test_an_output_that_goes_on_is_unpacked_for_the_caller_only():
     unpacking = [spec for spec in orders(after) if isinstance(spec, Elementwise) and blocks(spec) == [16, 0]]
     assert len(unpacking) == 2
     assert "y_packed" in names(after)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_resize_writes_the_output_itself(quantized):
+    """Unless somebody reads it packed, or its integers."""
+
+    def body(emit, x):
+        y = emit(op.image.resize2d(conv(emit, qdq(emit, x)), (12, 20), method="linear", layout="NCHW"), "resized")
+        return [y] if not quantized else [qdq(emit, y, 0.1), y]
+
+    resizes = [spec for spec in orders(placed(module(body, x=(1, 20, 6, 6)))) if isinstance(spec, Resize2d)]
+    assert [blocks(spec) for spec in resizes] == [[16, 16 if quantized else 0]]
 
 
 def test_islands_read_and_write_plain_tensors():

@@ -1,5 +1,7 @@
 """Nearest and linear resizing, to the last bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -70,3 +72,19 @@ def test_dtypes_and_programs(method, dtypes):
     output = U8 if target == "uint8" else Output("float32", 0, 0.0, 6.0)
     for program in (ACC, SCALED):
         check(resize(method, 24, (6, 5), (12, 15), source, program, output, zero_point=0 if source == "float32" else 3))
+
+
+@pytest.mark.parametrize("method", ["nearest", "linear"])
+@pytest.mark.parametrize("channels", [1, 16, 21])
+@pytest.mark.parametrize("target", [(10, 14), (7, 16), (6, 33)])
+def test_plain_results(method, channels, target):
+    """Sixteen pixels of a row are transposed at a time; a row's last pixels and a block's missing channels are not."""
+    output = Output("float32", 0, 0.0, 6.0)
+    for dtype, program, zero_point in (("uint8", ACC, 3), ("float32", SCALED, 0)):
+        spec = resize(method, channels, (5, 7), target, dtype, program, output, zero_point=zero_point)
+        check(replace(spec, result=replace(spec.result, block=0)))
+
+
+def test_only_float_results_are_plain():
+    spec = resize("linear", 8, (5, 7), (10, 14))
+    assert not RULE.applies(replace(spec, result=replace(spec.result, block=0)), ZNVER4)
