@@ -4,6 +4,7 @@
     kernel -> softmax (an island)              ->   kernel -> unpack -> softmax[N, C]
     resize of float32 -> output                ->   resize that writes [N, C, H, W]
     quantize(image[N, 3, H, W]) -> conv2d      ->   quantize and pack to [N, 1, H, W, 4] in one kernel -> conv2d
+    pad by channel(image of bytes) -> conv2d   ->   pad and pack in one kernel -> conv2d
 
 Kernels hold NCHW16c (images of up to four channels NHW4c), model inputs, outputs and islands plain NCHW.  Element-wise
 kernels change the layout on the way where they stand between the two, so a conversion of its own is rare.
@@ -23,7 +24,7 @@ import tvm
 from tvm import relax
 
 from tvm_int8.kernel_op import constants_of, inputs_of, is_kernel, kernel_call, spec_of, stored_of, tensor_of
-from tvm_int8.specs import LANES, Conv2d, Elementwise, Operand, Output, Program, Resize2d, Spec, Tensor
+from tvm_int8.specs import LANES, Conv2d, Elementwise, Operand, Output, Program, Resize2d, Spec, Tensor, Window2d
 
 from .dataflow import Dataflow, Rebuilder, rebuild
 from .expressions import Expr, Var, const_value, dtype_of, shape_of, vars_in
@@ -85,10 +86,12 @@ class _Layouts:
                 blocks, out = [LANES] * len(inputs), LANES
             elif block == IMAGE:
                 out = IMAGE
+        elif isinstance(spec, Window2d) and spec.pad_value is None:
+            blocks, out = [PLAIN], IMAGE
         elif isinstance(spec, Resize2d) and wanted_out == PLAIN and spec.can_be_plain:
             blocks, out = [LANES], PLAIN
         else:
-            image = isinstance(spec, Conv2d) and inputs[0].name in self.block and self.block[inputs[0].name] == IMAGE
+            image = isinstance(spec, Conv2d) and self._reads_image(spec, binding.value, inputs[0])
             blocks, out = [IMAGE if image else LANES, *[LANES] * (len(inputs) - 1)], LANES
         inputs = [self._as_block(e, b, new, t.shape) for e, b, t in zip(inputs, blocks, spec.inputs, strict=True)]
         spec = replace(
@@ -108,6 +111,12 @@ class _Layouts:
             return plain
         self.block[var.name], self.shape[var.name] = out, spec.result.shape
         return result
+
+    def _reads_image(self, spec: Conv2d, call: relax.Call, data: Expr) -> bool:
+        """Whether a convolution finds its data packed as an image, or can have it packed so."""
+        if data.name in self.block:
+            return self.block[data.name] == IMAGE
+        return (data.name, LANES) not in self.converted and _wanted(spec, call, inputs_of(call)[0]) == IMAGE
 
     def _record(self, var: Var, block: int, shape) -> None:
         self.block[var.name], self.shape[var.name] = block, shape
@@ -174,6 +183,8 @@ def _placed(tensor: Tensor, block: int, expr: Expr) -> Tensor:
 
 
 def _wanted(spec: Spec, call: relax.Call, var: Var) -> int:
+    if isinstance(spec, Window2d) and spec.pad_value is None:
+        return PLAIN
     if isinstance(spec, Conv2d) and not spec.transposed and spec.groups == 1:
         image = spec.inputs[0].shape[1] <= IMAGE and spec.inputs[0].shape[2:] != (1, 1)
         if image and all(v is not var for v in list(vars_in(call))[1:]):
