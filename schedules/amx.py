@@ -1,8 +1,9 @@
 """The tile vocabulary of Intel AMX: eight registers of 16 rows x 64 bytes, and u8 x s8 products of whole tiles.
 
-`dot(c, a, b)` adds to the int32 tile c[16 rows][16] the products of a[16 rows][64 u8] and b[16][16][4 s8]: row m, lane n
-gains sum over k of a[m][k] * b[k // 4][n][k % 4], 16384 multiply-adds in 16 cycles, exact.  Source: Intel 64 and IA-32
-Architectures Software Developer's Manual, volume 1, chapter 18; LLVM's intrinsics take register numbers as constants.
+`dot(c, a, b)` adds to the int32 tile c[16 rows][16] the products of a[16 rows][64 u8] and b[16][16][4 s8]: row m, lane
+n gains the sum over k of a[m][k] * b[k // 4][n][k % 4], 16384 multiply-adds in 16 cycles, exact.  Source: Intel 64 and
+IA-32 Architectures Software Developer's Manual, volume 1, chapter 18; LLVM's intrinsics take register numbers as
+constants.
 
 The kernel of Linux gives a process the tile registers when it asks for them (`with_permission`).  A thread loads the
 shapes of tiles before it uses any, and lets go of the registers after (`tiles`).

@@ -6,6 +6,7 @@ from tvm.tirx.script import builder as T
 
 from tvm_int8.specs import Tensor
 
+from .lanes import shuffle
 from .vector import const, load, scratch, store
 
 
@@ -91,7 +92,8 @@ def emit_pixel_major_copy(data, tensor: Tensor, target_shape, before: tuple[int,
             else:
                 first = (plane * blocks * height + row) * width
                 emit_interleaved(target, start, data, first, copied, (blocks, block), height * width, step_x)
-            _fill(target, start + copied * shape.pixel, (columns - left - copied) * shape.pixel, tensor.dtype, pad_value)
+            behind = columns - left - copied
+            _fill(target, start + copied * shape.pixel, behind * shape.pixel, tensor.dtype, pad_value)
 
         if top == 0 and (lines - 1) * step_y < height:
             copy_line()
@@ -119,3 +121,41 @@ def emit_interleaved(target, start, data, first, count, channels: tuple[int, int
         for b in range(blocks):
             source = (first + b * plane + x * step) * block
             store(target, start + (x * blocks + b) * block, load(data, source, block), block)
+
+
+def emit_stacked_image(data, tensor: Tensor, target_shape, before: tuple[int, int], pad_value, overhang: int):
+    """Copy an NHW4c image into [n, 1, lines, width, rows, 4], `pad_value` where the image does not reach.
+
+    A line begins `target_shape.step[0]` rows of the image after the line before, and pixels of its `rows` rows lie side
+    by side.  Parameters as for `emit_pixel_major_copy`; the image has at least 16 columns, and all of them are copied.
+    """
+    shape, (top, left) = target_shape, before
+    images, _, height, width = tensor.shape
+    rows, pixel, block = shape.rows, shape.pixel, tensor.block
+    target = scratch(images * shape.plane_bytes + overhang, tensor.dtype)
+    padding = T.reinterpret("int32x16", const(pad_value, tensor.dtype, 64))
+    with T.parallel(images * shape.height) as task:
+        image, line = task // shape.height, task % shape.height
+        base = T.Bind(task * shape.line_bytes)
+        first = T.Bind(line * shape.step[0] - top)
+        start = base + left * pixel
+        _fill(target, base, left * pixel, tensor.dtype, pad_value)
+        _fill(target, start + width * pixel, (shape.width - left - width) * pixel, tensor.dtype, pad_value)
+
+        def copy(column) -> None:
+            words = []
+            for r in range(rows):
+                inside = T.And(first + r >= 0, first + r < height)
+                row = T.max(0, T.min(first + r, height - 1))
+                # A name of its own: inside the Select, TVM would take the condition for granted and drop the clamps.
+                found = T.Bind(load(data, ((image * height + row) * width + column) * block, 64))
+                words.append(T.Bind(T.Select(inside, T.reinterpret("int32x16", found), padding)))
+            for j in range(rows):
+                mixed = shuffle(words, [(j * 16 + t) % rows * 16 + (j * 16 + t) // rows for t in range(16)])
+                store(target, start + column * pixel + j * 64, T.reinterpret(f"{tensor.dtype}x64", mixed), 64)
+
+        with T.serial(width // 16) as x:
+            copy(x * 16)
+        if width % 16:
+            copy(width - 16)
+    return target

@@ -5,9 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from tests.schedules.kernel_testing import SAPPHIRERAPIDS, assembly, assert_exact
+from tests.schedules.kernel_testing import CASCADELAKE, SAPPHIRERAPIDS, assembly, assert_exact
 from tests.schedules.test_conv2d import RELU_U8, constants_for, conv_spec
-from tvm_int8.schedules.conv2d_amx import Conv2dAmxRule, Geometry
+from tvm_int8.schedules.amx_geometry import Geometry, stacked_rows
+from tvm_int8.schedules.conv2d_amx import Conv2dAmxRule
 from tvm_int8.specs import Operand, Output
 
 RULE = Conv2dAmxRule()
@@ -33,6 +34,27 @@ def test_kernels_strides_and_channels(c, kernel, strides):
 def test_tails_of_maps_and_channels(hw, o):
     check(conv_spec(c=64, o=o, hw=hw))
     check(conv_spec(c=64, o=o, hw=hw, kernel=(1, 1)))
+
+
+@needs_amx
+@pytest.mark.parametrize("strides", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [2, 3, 5, 7, 11])
+@pytest.mark.parametrize("hw", [(33, 41), (16, 16), (20, 7)])
+def test_images(hw, kernel, strides):
+    check(conv_spec(n=2, c=3, o=40, hw=hw, kernel=(kernel, kernel), strides=(strides, strides), block=4))
+    check(conv_spec(c=3, o=16, hw=hw, kernel=(kernel, 3), padding=(0, 2, 1, 0), strides=(1, strides), block=4))
+
+
+def test_rows_of_images_are_stacked_where_that_saves_products():
+    assert [stacked_rows(conv_spec(c=3, hw=(32, 32), kernel=(k, k), block=4)) for k in (1, 3, 7, 11)] == [1, 3, 2, 1]
+
+
+@needs_amx
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(("c", "o", "groups"), [(64, 64, 2), (128, 128, 32), (24, 60, 3), (240, 60, 3), (96, 160, 4)])
+def test_groups(c, o, groups, kernel):
+    check(conv_spec(n=2, c=c, o=o, hw=(9, 9), kernel=(kernel, kernel), groups=groups, dilation=(1, 1)))
+    check(conv_spec(c=c, o=o, hw=(9, 20), kernel=(kernel, kernel), groups=groups, strides=(2, 2)))
 
 
 @needs_amx
@@ -81,7 +103,8 @@ def test_extremes():
 
 
 def test_code_uses_tiles():
-    text = assembly(RULE.build(conv_spec(c=64, o=64, hw=(14, 14)), constants_for(conv_spec(c=64, o=64)), SAPPHIRERAPIDS), "sapphirerapids")
+    spec = conv_spec(c=64, o=64, hw=(14, 14))
+    text = assembly(RULE.build(spec, constants_for(spec), SAPPHIRERAPIDS), "sapphirerapids")
     for instruction in ("ldtilecfg", "tileloadd", "tdpbusd", "tilestored", "tilerelease", "syscall"):
         assert re.search(rf"\b{instruction}\b", text), instruction
     assert not re.search(r"\bvpdpbusd\b", text)
@@ -113,9 +136,6 @@ def test_small_maps_take_fewer_tiles_than_lines():
     assert sum(len(segment.tiles) for segment in Geometry.of(conv_spec(c=64, hw=(7, 7))).segments) == 4
 
 
-def test_not_for_other_cpus_or_groups():
-    from tests.schedules.kernel_testing import CASCADELAKE
-
+def test_not_for_other_cpus_or_single_pixels():
     assert not RULE.applies(conv_spec(c=64), CASCADELAKE)
-    assert not RULE.applies(conv_spec(c=64, o=64, groups=2), SAPPHIRERAPIDS)
     assert not RULE.applies(conv_spec(c=64, hw=(1, 1), kernel=(1, 1)), SAPPHIRERAPIDS)
