@@ -162,7 +162,8 @@ def _floor(runners: dict[str, Runner], threads: int) -> dict:
 
     if reason := peak.unavailable():
         return {"reason": reason}
-    return {"macs": runners["tvm_int8"].macs, "peak_gmacs_per_s": round(peak.peak_gmacs_per_s(threads), 1)}
+    macs, rate = runners["tvm_int8"].macs, round(peak.peak_gmacs_per_s(threads), 1)
+    return {"macs": macs, "peak_gmacs_per_s": rate, "instruction": peak.instruction()}
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -1,8 +1,8 @@
 """The floor under a network's time: its multiply-adds at the rate this CPU reaches when it does nothing else.
 
-The rate is measured, not looked up: `vpdpbusd zmm` over registers only, on as many threads as the network gets. Two
-things are outside the floor's terms: Winograd convolutions need fewer multiply-adds than are counted here, and float32
-layers count as if they were INT8.
+The rate is measured, not looked up: the CPU's best instruction for u8 x s8 (`tdpbusd` on AMX, else `vpdpbusd zmm`) over
+registers only, on as many threads as the network gets. Two things are outside the floor's terms: Winograd convolutions
+need fewer multiply-adds than are counted here, and float32 layers count as if they were INT8.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tvm.tirx.script import builder as T
 
 from tvm_int8.host import host_features
 from tvm_int8.runtime.threads import effective_num_threads, run_on_threads
+from tvm_int8.schedules import amx
 from tvm_int8.schedules.vector import KernelBuilder, Registers, intrinsic, load, store
 from tvm_int8.specs import LANES
 from tvm_int8.target import parse_target
@@ -29,6 +30,9 @@ _WORDS, _WEIGHTS = 3, 4
 ten accumulators; twelve and seven operands fit into 32 registers."""
 _ITERATIONS = 1 << 18
 """Of the loop: half a millisecond at two instructions per cycle."""
+_TILE_MACS = amx.ROWS * amx.ROWS * amx.ROW_BYTES
+_TILE_ITERATIONS = 1 << 15
+"""Of the loop of four `tdpbusd`: half a millisecond, too."""
 _BURSTS, _RUNS_PER_BURST = 40, 5
 _REST_S = 0.004  # threads that share a CPU with another process may wake up on a better one
 
@@ -37,6 +41,11 @@ def unavailable() -> str | None:
     """Return why the peak cannot be measured on this CPU, or None when it can."""
     missing = sorted({"avx512f", "avx512_vnni"} - host_features())
     return f"this CPU has no {', '.join(missing)}" if missing else None
+
+
+def instruction() -> str:
+    """Return the name of the instruction whose rate is the peak."""
+    return "tdpbusd" if parse_target("native").cpu.amx else "vpdpbusd"
 
 
 def peak_gmacs_per_s(threads: int) -> float:
@@ -63,20 +72,33 @@ def peak_gmacs_per_s(threads: int) -> float:
     if reason := unavailable():
         raise RuntimeError(f"peak: {reason}; expected AVX512-VNNI")
     threads = effective_num_threads(threads)
-    main, rng = _compiled(threads), np.random.default_rng(0)
+    main, arrays, macs = _tiles(threads) if instruction() == "tdpbusd" else _vectors(threads)
+    arguments = [tvm.runtime.tensor(array) for array in arrays]
+    seconds = run_on_threads(lambda: _fastest(lambda: main(*arguments)), threads)
+    return threads * macs / seconds / 1e9
+
+
+@functools.cache
+def _vectors(threads: int) -> tuple[Callable[..., None], tuple[np.ndarray, ...], int]:
+    """The loop of `vpdpbusd`, its arguments, and one thread's multiply-adds."""
+    rng = np.random.default_rng(0)
     arrays = (
         rng.integers(0, 256, _WORDS * _MACS, np.uint8),
         rng.integers(-128, 128, _WEIGHTS * _MACS, np.int8),
         np.zeros(threads * _WORDS * _WEIGHTS * LANES, np.int32),
     )
-    arguments = [tvm.runtime.tensor(array) for array in arrays]
-    seconds = run_on_threads(lambda: _fastest(lambda: main(*arguments)), threads)
-    return threads * _ITERATIONS * _WORDS * _WEIGHTS * _MACS / seconds / 1e9
+    return _compiled(_vector_kernel(threads)), arrays, _ITERATIONS * _WORDS * _WEIGHTS * _MACS
 
 
 @functools.cache
-def _compiled(threads: int) -> Callable[..., None]:
-    module = tvm.IRModule({"main": _kernel(threads).with_attr("global_symbol", "main")})
+def _tiles(threads: int) -> tuple[Callable[..., None], tuple[np.ndarray, ...], int]:
+    """The same of `tdpbusd`."""
+    arrays = (np.ones(amx.TILE_BYTES, np.uint8), np.zeros(threads * amx.ROWS * amx.ROWS, np.int32))
+    return _compiled(amx.with_permission(_tile_kernel(threads))), arrays, _TILE_ITERATIONS * 4 * _TILE_MACS
+
+
+def _compiled(kernel) -> Callable[..., None]:
+    module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
     return tvm.compile(module, target=parse_target("native").tvm_target)["main"]
 
 
@@ -92,7 +114,7 @@ def _fastest(call: Callable[[], object]) -> float:
     return min(times)
 
 
-def _kernel(threads: int):
+def _vector_kernel(threads: int):
     """One task per thread: the accumulators start at what `sums` holds, so no two are the same to LLVM, and return."""
     count = _WORDS * _WEIGHTS
     with KernelBuilder("peak") as k:
@@ -113,4 +135,20 @@ def _kernel(threads: int):
                     accumulators[i] = intrinsic("int32x16", _VPDPBUSD, accumulators[i], *operands)
             for i in range(count):
                 store(sums, (task * count + i) * LANES, accumulators[i])
+    return k.func
+
+
+def _tile_kernel(threads: int):
+    """One task per thread: two tiles of data times two of weights, into four."""
+    with KernelBuilder("peak") as k:
+        data, sums = k.arguments(
+            ("data", (amx.TILE_BYTES,), "uint8"), ("sums", (threads * amx.ROWS * amx.ROWS,), "int32")
+        )
+        with T.parallel(threads) as task, amx.tiles():
+            for tile in range(8):
+                amx.load_tile(tile, data, 0, amx.ROW_BYTES)
+            with T.serial(_TILE_ITERATIONS):
+                for i in range(4):
+                    amx.dot(i, 4 + i % 2, 6 + i // 2)
+            amx.store_tile(0, sums, task * (amx.ROWS * amx.ROWS))
     return k.func

@@ -145,11 +145,12 @@ def _floor_cells(floor: dict) -> list[str]:
 
 def _floor_sentences(results: list[dict]) -> list[str]:
     """Say what the floor is, or why there is none."""
-    peaks = {result["floor"]["peak_gmacs_per_s"] for result in results if "floor_ms" in result["floor"]}
+    floors = [result["floor"] for result in results if "floor_ms" in result["floor"]]
+    peaks = {(floor["peak_gmacs_per_s"], floor.get("instruction", "vpdpbusd")) for floor in floors}
     found = [
         f"Floor: the multiply-adds of direct convolutions at {peak:.0f} GMAC/s, the measured peak of u8 x s8 "
-        "`vpdpbusd` on as many threads; share of peak: floor / tvm_int8 INT8."
-        for peak in peaks
+        f"`{instruction}` on as many threads; share of peak: floor / tvm_int8 INT8."
+        for peak, instruction in peaks
     ]
     reasons = sorted({result["floor"]["reason"] for result in results if "reason" in result["floor"]})
     return found + [f"No floor: {reason}." for reason in reasons]

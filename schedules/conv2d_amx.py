@@ -241,7 +241,7 @@ class _Builder:
                 prefetch(self.weight, ahead + line * CACHE_LINE, into_l1=False)
 
     def _emit_epilogue(self, place: _Place, accumulators) -> None:
-        """The epilogue of the block before, tile by tile, and in each tile's place the products of the current block."""
+        """The epilogue of the block before, tile by tile, and in its place each tile of the current one."""
         for o in range(PANEL):
             if o < place.width:
                 vectors = self._vectors(place, o)

@@ -67,4 +67,5 @@ def test_nothing_to_compare_with_is_no_chart():
 @pytest.mark.isa("avx512vnni")
 def test_peak_is_one_a_cpu_can_have():
     assert peak.unavailable() is None
-    assert 20 < peak.peak_gmacs_per_s(1) < 2000
+    most = 10000 if peak.instruction() == "tdpbusd" else 2000
+    assert 20 < peak.peak_gmacs_per_s(1) < most
