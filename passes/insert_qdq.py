@@ -126,7 +126,8 @@ class _Pairs:
     def _scale_zero_point(self, origin: Var) -> tuple[float, int]:
         if is_byte_image(self.flow.value(origin)):
             return 1.0, 0
-        return self.table.scale_zero_point(origin.name, self.config.activation_dtype)
+        scale, zero_point = self.table.scale_zero_point(origin.name, self.config.activation_dtype)
+        return float(scale), zero_point
 
     def _insert_pixels(self, var: Var, new: Rebuilder) -> bool:
         """Let the readers of a normalised image of bytes read these, if they all can."""

@@ -72,6 +72,21 @@ def transposed(net, x):
     return net.add("ConvTranspose", x, net.normal(3, 8, 3, 3, scale=0.2), channels=8, strides=[2, 2])
 
 
+def flattened():
+    net = Network(x=(2, 1, 9, 8))
+    return net.finish(net.dense(net.relu(net.dense(net.add("Flatten", "x"), 72, 30)), 30, 10))
+
+
+def pixel():
+    net = Network(x=(4, 3, 1, 1))
+    return net.finish(net.conv(net.relu(net.conv("x", 40, 1)), 10, 1))
+
+
+def also_an_output():
+    net = Network(x=(1, 3, 9, 8))
+    return net.finish(net.conv(net.relu(net.conv("x", 40)), 10, 1), net.add("Identity", "x"))
+
+
 CASES = {
     **{name: (NETWORKS[name], MEAN, STD) for name in ("residual", "mobile", "decoder", "shuffle")},
     "four channels": (NETWORKS["inception"], (120.0, 110.5, 90.2, 127.5), 64.0),
@@ -88,6 +103,9 @@ CASES = {
     "transposed": (lambda: front(of=transposed), MEAN, STD),
     "several readers": (lambda: front(of=branches), MEAN, STD),
     "scale only": (lambda: front(of=lambda net, x: net.conv(x, 16)), 0.0, 255.0),
+    "dense": (flattened, (127.0,), (61.0,)),
+    "one pixel": (pixel, MEAN, STD),
+    "also an output": (also_an_output, MEAN, STD),
     "the model's own": (lambda: front(of=own_normalisation), None, None),
 }
 
@@ -131,6 +149,22 @@ def test_padded_images_are_packed_by_one_kernel_and_nothing_is_float():
     kernels = [row.kernel for row in module.metadata.kernels]
     assert kernels[0] == "pad_image_u8"
     assert kernels[1].startswith("conv2d_u8s8")
+
+
+def test_a_first_layer_left_in_float_reads_normalised_floats():
+    model = NETWORKS["residual"]()
+    quantization = {"exclude": [model.graph.node[0].name]}
+    images = draw(model, 8, 0)
+    module = tvm_int8.compile(
+        model, calibration=images, quantization=quantization, input_mean=MEAN, input_std=STD, **OPTIONS
+    )
+    assert "f32" in module.metadata.kernels[1].kernel
+    assert noise(reference(model, images, MEAN, STD), outputs(module, images)) > 30
+
+
+def test_the_normalisation_is_in_the_metadata():
+    module = tvm_int8.compile(NETWORKS["mobile"](), quantization=None, input_mean=MEAN, input_std=255, **OPTIONS)
+    assert module.metadata.quantization == {"input_mean": list(MEAN), "input_std": [255]}
 
 
 def test_a_table_belongs_to_bytes(tmp_path):

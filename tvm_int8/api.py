@@ -102,7 +102,11 @@ def compile(
         resolved = replace(resolved, cpu=replace(resolved.cpu, threads=num_threads))
     imported = _load(model, input_shapes, input_dtype, input_mean, input_std)
     mod = pipeline.canonical_float()(imported)
-    prepared, notes = mod, {}
+    prepared = mod
+    notes: dict[str, Any] = {}
+    if input_dtype is not None:
+        given = {"input_mean": input_mean, "input_std": input_std}
+        notes |= {name: np.ravel(values).tolist() for name, values in given.items() if values is not None}
     reference: tuple[Any, Any] | None = None
     if config is not None and _is_quantized(mod):
         notes["ranges"] = "the model's own QDQ scales"
