@@ -72,8 +72,20 @@ def test_int8_is_bit_exact_outside_of_the_calibrated_range(network):
         np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize("target", ["cascadelake", "skylake-avx512", "haswell"])
-@pytest.mark.parametrize("name", ["mobile", "decoder"])
+OTHERS = [(name, "cascadelake") for name in NETWORKS]
+OTHERS += [(name, target) for name in ("mobile", "decoder") for target in ("skylake-avx512", "haswell")]
+OTHERS += [
+    pytest.param(name, target, marks=pytest.mark.isa(*features))
+    for name in ("mobile", "decoder", "inception")
+    for target, features in {
+        "sapphirerapids": ("amx_int8", "avx512_bf16"),
+        "alderlake": ("avx_vnni", "gfni", "serialize"),
+        "znver4": ("avx512_bf16", "sse4a"),
+    }.items()
+]
+
+
+@pytest.mark.parametrize(("name", "target"), OTHERS)
 def test_other_targets_are_bit_exact(name, target):
     model = NETWORKS[name]()
     network = compile_and_keep(model, calibration=draw(model, 4, seed=0), progress=False, target=target)

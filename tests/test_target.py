@@ -1,7 +1,7 @@
 import pytest
 import tvm
 
-from tvm_int8 import ArtifactError, TargetError, target
+from tvm_int8 import ArtifactError, TargetError, host, target
 from tvm_int8.host import cache_bytes, default_num_threads, host_features, usable_cpus
 from tvm_int8.target import check_host, parse_target, required_cpu_features, supported_mcpus
 
@@ -159,6 +159,29 @@ def test_an_unknown_native_cpu_is_taken_for_one_it_contains(monkeypatch, contain
     monkeypatch.setattr(target, "host_features", lambda: frozenset(required_cpu_features(contains)))
     monkeypatch.setattr(target.codegen, "llvm_get_system_cpu", lambda: "znver9")
     assert parse_target("native").mcpu == taken_for
+
+
+def test_tiles_where_the_cpu_has_them():
+    assert parse_target("sapphirerapids").cpu.amx and not parse_target("icelake-server").cpu.amx
+    assert {"amx_tile", "amx_int8"} <= set(parse_target("sapphirerapids").features)
+    without = parse_target("llvm -mcpu=sapphirerapids -mattr=-amx-int8,-amx-tile")
+    assert not without.cpu.amx and not {"amx_tile", "amx_int8"} & set(without.features)
+
+
+@pytest.mark.parametrize(("tiles", "taken_for"), [(True, "sapphirerapids"), (False, "rocketlake")])
+def test_native_is_what_it_can_do_and_not_the_model_it_claims_to_be(monkeypatch, tiles, taken_for):
+    shown = set(required_cpu_features("sapphirerapids")) - (set() if tiles else {"amx_tile", "amx_int8"})
+    monkeypatch.setattr(target, "host_features", lambda: frozenset(shown))
+    monkeypatch.setattr(target.codegen, "llvm_get_system_cpu", lambda: "rocketlake")
+    resolved = parse_target("native")
+    assert resolved.mcpu == taken_for
+    assert resolved.cpu.amx == tiles
+
+
+def test_tiles_that_the_operating_system_withholds_are_no_feature(monkeypatch):
+    monkeypatch.setattr(host, "_read", lambda path: "flags : fpu avx2 amx_tile amx_int8 amx_bf16\n")
+    monkeypatch.setattr(host, "_may_use_tiles", lambda: False)
+    assert host.host_features.__wrapped__() == {"fpu", "avx2"}
 
 
 def test_native_without_avx2(monkeypatch):
