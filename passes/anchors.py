@@ -123,7 +123,7 @@ def _add_padded_image(group, quantized: Quantized, padding: tuple[int, int, int,
     shape = (n, channels, height + top + bottom, width + left + right)
     data, result = Tensor((n, channels, height, width), "uint8", 0), Tensor(shape, "uint8", 0)
     spec = Window2d(
-        group.name, (data,), result, RAW, _raw_output("uint8"), start=(-top, -left), step=(1, 1), pad_value=None
+        group.name, (data,), result, RAW, raw_output("uint8"), start=(-top, -left), step=(1, 1), pad_value=None
     )
     name, pad = f"{group.exit.name}_image", ("pad", quantized.zero_point.astype(np.uint8))
     group.inputs.append(
@@ -218,7 +218,8 @@ def resize(group) -> relax.Call:
 RAW = Program((), ())
 
 
-def _raw_output(dtype: str) -> Output:
+def raw_output(dtype: str) -> Output:
+    """Everything the dtype holds, as it is."""
     if dtype == "float32":
         return Output("float32")
     info = np.iinfo(dtype)
@@ -239,7 +240,7 @@ def gather_channels(group, sources, table) -> relax.Call:
     for source in sources:
         group.add_input(source, dtype, shape_of(source))
     scales, zeros = (1.0,) * len(sources), (0,) * len(sources)
-    moved = _gather(group, table, _raw_output(dtype), scales, zeros)
+    moved = _gather(group, table, raw_output(dtype), scales, zeros)
     return _quantized_after(group, moved)
 
 
@@ -321,7 +322,7 @@ def _window(group, source, start, step, real_pad: float):
         group.add_input(source, dtype, shape_of(source))
     result = Tensor(logical_shape(group.shape), dtype, 0)
     spec = Window2d(
-        group.name, tuple(group.tensors), result, RAW, _raw_output(dtype), start=start, step=step, pad_value=value
+        group.name, tuple(group.tensors), result, RAW, raw_output(dtype), start=start, step=step, pad_value=value
     )
     moved = group.order(spec, group.inputs, [])
     return moved if same else _quantized_after(group, moved)

@@ -8,6 +8,7 @@ from .channel_gather import ChannelGatherRule
 from .conv2d import Conv2dRule
 from .conv2d_amx import Conv2dAmxRule
 from .cpu import Cpu
+from .depth_to_space import DepthToSpaceRule
 from .depthwise_conv2d import DepthwiseConv2dRule
 from .elementwise import ElementwiseRule
 from .image import ImageRule
@@ -27,6 +28,7 @@ RULES: tuple[Rule, ...] = (
     ElementwiseRule(),
     ChannelGatherRule(),
     Resize2dRule(),
+    DepthToSpaceRule(),
     Window2dRule(),
 )
 

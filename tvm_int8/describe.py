@@ -20,6 +20,7 @@ OPS = {
     "Elementwise": "elementwise",
     "ChannelGather": "concat",
     "Resize2d": "resize2d",
+    "DepthToSpace": "depth_to_space",
     "Window2d": "pad",
 }
 

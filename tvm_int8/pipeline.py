@@ -22,6 +22,7 @@ from tvm_int8.passes.order_kernels import OrderKernels
 from tvm_int8.passes.overlay_channels import OverlayChannels
 from tvm_int8.passes.plan_memory import PlanMemory
 from tvm_int8.passes.recognize_channel_shuffle import RecognizeChannelShuffle
+from tvm_int8.passes.recognize_depth_to_space import RecognizeDepthToSpace
 from tvm_int8.passes.recognize_lrn import RecognizeLrn
 from tvm_int8.passes.schedule_islands import ScheduleIslands
 from tvm_int8.passes.schedule_kernels import ScheduleKernels
@@ -72,6 +73,7 @@ def order() -> tvm.transform.Pass:
             UnsignedActivations(),  # before everything that reads scales, because kernels take uint8
             MoveIntegers(),  # before ordering, because a moved integer needs no dequantize
             RecognizeChannelShuffle(),  # again, because only now shuffles of imported QDQ models are free of QDQ
+            RecognizeDepthToSpace(),  # after moving integers, because they may be what it reads
             OrderKernels(),
         ]
     )

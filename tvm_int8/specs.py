@@ -96,6 +96,11 @@ class Spec:
     program: Program
     output: Output
 
+    @property
+    def can_be_plain(self) -> bool:
+        """Whether a kernel exists that reads its one input packed and delivers plain NCHW."""
+        return False
+
     def to_json(self) -> str:
         """Text that `from_json` reads; equal for equal specs."""
         return json.dumps({"kind": type(self).__name__, **_plain(self)}, sort_keys=True)
@@ -112,9 +117,8 @@ def _plain(value):
 def from_json(text: str) -> Spec:
     """The spec that `Spec.to_json` wrote."""
     values = json.loads(text)
-    kind = {cls.__name__: cls for cls in (Conv2d, Pool2d, Lrn, Elementwise, ChannelGather, Resize2d, Window2d)}[
-        values.pop("kind")
-    ]
+    kinds = (Conv2d, Pool2d, Lrn, Elementwise, ChannelGather, Resize2d, DepthToSpace, Window2d)
+    kind = {cls.__name__: cls for cls in kinds}[values.pop("kind")]
     known = {f.name for f in fields(kind)}
     assert set(values) <= known
     values["inputs"] = tuple(_tensor(t) for t in values["inputs"])
@@ -248,8 +252,25 @@ class Resize2d(Spec):
 
     @property
     def can_be_plain(self) -> bool:
-        """Whether the result may be plain: float32, from nothing but the data."""
+        """float32, from nothing but the data."""
         return self.result.dtype == "float32" and len(self.inputs) == 1
+
+
+@dataclass(frozen=True)
+class DepthToSpace(Spec):
+    """Every `factor` x `factor` channels are the pixels of one channel: adjacent ones, or ones a stride of C apart."""
+
+    factor: int = 2
+    adjacent: bool = True
+
+    def source_channel(self, channel: int, place: int) -> int:
+        """The channel that holds pixel `place` (row by row) of a channel's squares."""
+        return channel * self.factor**2 + place if self.adjacent else place * self.result.shape[1] + channel
+
+    @property
+    def can_be_plain(self) -> bool:
+        """Few channels: the kernel holds those of sixteen pixels in registers."""
+        return self.inputs[0].shape[1] <= 4 * LANES and self.factor <= 4
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ _MODULES = {
     "Elementwise": "elementwise",
     "ChannelGather": "channel_gather",
     "Resize2d": "resize2d",
+    "DepthToSpace": "depth_to_space",
     "Window2d": "window2d",
 }
 
