@@ -132,10 +132,10 @@ def heuristic_knobs(spec: Conv2d, reduction: Reduction, cpu: Cpu, width: int) ->
         tiles = -(-width // limit)
         ow_tile = -(-width // tiles)
         wasted = (tiles * ow_tile) / width * (-(-blocks // oc_tile) * oc_tile) / blocks
-        loads = (1 / ow_tile + 1 / oc_tile) / 2
+        loads = 1 / ow_tile + 1 / oc_tile  # per multiply-add; many CPUs load less often than they multiply
         idle = max(1.0, 10 / (ow_tile * oc_tile))  # ten accumulators hide the latency of two instructions per cycle
         # weights come from L2, data from L1: a tie goes to the tile that loads fewer weights
-        cost = wasted * max(idle, 1.0 + max(0.0, loads - 0.5)) + 0.05 * (2 / ow_tile + 0.5 / oc_tile)
+        cost = wasted * max(idle, 1.0 + 0.6 * max(0.0, loads - 0.6)) + 0.05 * (2 / ow_tile + 0.5 / oc_tile)
         if best is None or cost < best[0]:
             best = (cost, {"ow_tile": ow_tile, "oc_tile": oc_tile})
     return best[1]
@@ -274,9 +274,10 @@ class _Builder:
         n = self.data.shape[0]
         inner = self.reduction.per_block if self.reduction.whole_blocks else 1
         unrolled = math.gcd(inner, UNROLLED_STEPS)
-        ahead = self.integer and y.count * x_tiles <= MOST_REUSES
-        once = y.count * x_tiles == 1 and tile_weights > self.cpu.l2_bytes // 2
-        distance = STREAM_BYTES if once else tile_weights
+        both_fit = 2 * tile_weights * self.multiply_add.weight_bytes <= self.cpu.l2_bytes
+        once = y.count * x_tiles == 1 and not both_fit
+        ahead = y.count * x_tiles <= MOST_REUSES and (self.integer or both_fit or once)
+        distance = STREAM_BYTES // self.multiply_add.weight_bytes if once else tile_weights
         with T.parallel(n * (full + bool(tail)) * y.count * x_tiles) as task:
             tx, rest = task % x_tiles, task // x_tiles
             ty, rest = rest % y.count, rest // y.count
@@ -331,11 +332,12 @@ class _Builder:
         """A share of the next tile's weights, so that all of them are in L2 when this tile's pixels are done."""
         if not place.next_weights:
             return
-        lines = steps * place.blocks * self.multiply_add.vector_elements // CACHE_LINE
+        line_elements = CACHE_LINE // self.multiply_add.weight_bytes
+        lines = steps * place.blocks * self.multiply_add.vector_elements // line_elements
         share = -(-lines // place.tasks)
         first = (place.task * place.parts + part) * share
         for line in range(share):
-            prefetch(self.weight, place.weight + place.next_weights + (first + line) * CACHE_LINE)
+            prefetch(self.weight, place.weight + place.next_weights + (first + line) * line_elements)
 
     def _step_address(self, place, outer, q, row, column):
         """Flat index of the data of one step at the tile's first pixel."""

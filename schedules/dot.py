@@ -1,6 +1,6 @@
 """The multiply-add at the heart of a convolution, per instruction set: the instruction, and how its operands lie.
 
-An instance offers `vector_elements` (weights per instruction), `pack` (last axes [16 channels, unit] -> as loaded),
+An instance offers `vector_elements` (weights per instruction), `weight_bytes` (of one, as loaded), `pack` (last axes [16 channels, unit] -> as loaded),
 `load_weight`, `broadcast` (the data word of one pixel, in all lanes) and the call itself: acc + dot(data, weight) for
 16 channels.
 """
@@ -18,7 +18,7 @@ from .vector import fma, intrinsic, load
 class Float32:
     """One channel: fma of a broadcast float32 with 16 weights."""
 
-    vector_elements = 16
+    vector_elements, weight_bytes = 16, 4
 
     def pack(self, weight: np.ndarray) -> np.ndarray:
         return weight
@@ -39,7 +39,7 @@ class Avx512Vnni:
     LLVM 22 types both multiplicands <64 x i8>; TVM's own intrinsic passes <16 x i32> and does not verify.
     """
 
-    vector_elements = 64
+    vector_elements, weight_bytes = 64, 1
 
     def pack(self, weight: np.ndarray) -> np.ndarray:
         return weight
@@ -73,7 +73,7 @@ class Avx512Pmaddwd:
     stored widened.
     """
 
-    vector_elements = 64
+    vector_elements, weight_bytes = 64, 2
 
     def pack(self, weight: np.ndarray) -> np.ndarray:
         wide = weight.astype(np.int16).reshape(*weight.shape[:-2], 16, 2, 2)
