@@ -2,8 +2,9 @@
 
 A tensor that nothing but a concatenation reads loses nothing: what its own finer scale would keep is lost in the
 concatenation.  Where others read it too, a convolution beside a nested concatenation for example, they read it in the
-concatenation's scale, if that is not much coarser than its own.  A pool on the way may change the scale: its kernel
-does so more cheaply than a copy.
+concatenation's scale, if that adds no more noise for them than it saves the concatenation: without it, that one's part
+is rounded twice, in both scales.  So a chain of nested concatenations is rounded once, instead of once per link.  A
+pool on the way may change the scale: its kernel does so more cheaply than a copy.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tvm_int8.quantization.calibration_table import CalibrationTable
+from tvm_int8.quantization.calibrators import CLIPPING_WEIGHT
 
 from .expressions import Var
 from .groups import WITH_EPILOGUE
 from .quantization_plan import QuantizationPlan, Unit
 
-COARSER = 1.5
-"""How much larger a tensor's step may become for others than the concatenation."""
+MOST_NOISE = 2.0
+"""A tensor's noise in the concatenation's scale, in units of that in its own: once for both readers is no more then."""
 UNCOVERED = 0.02
-"""How much of its range a tensor may lose for others than the concatenation."""
+"""How much of its range a tensor may lose where its distribution is not known."""
 
 
 def concat_scales(plan: QuantizationPlan, table: CalibrationTable, dtype: str = "uint8") -> dict[Var, Var]:
@@ -104,8 +106,12 @@ class _Choice:
             return False
         step, _ = self.table.scale_zero_point(self.plan.origin(var).name, self.dtype)
         coarser, _ = self.table.scale_zero_point(scale.name, self.dtype)
-        lost = max(other.low - own.low, own.high - other.high)
-        return coarser <= COARSER * step and lost <= UNCOVERED * (own.high - own.low)
+        if own.histogram is None:
+            lost = max(other.low - own.low, own.high - other.high)
+            return coarser**2 <= MOST_NOISE * step**2 and lost <= UNCOVERED * (own.high - own.low)
+        noise = step**2 / 12 + CLIPPING_WEIGHT * own.clipping
+        shared = coarser**2 / 12 + CLIPPING_WEIGHT * own.histogram.clipping_error(other.low, other.high)
+        return shared <= MOST_NOISE * noise
 
 
 def _is_concat(unit: Unit) -> bool:

@@ -25,11 +25,12 @@ import tvm
 from tvm import relax
 
 from tvm_int8.kernel_op import inputs_of, is_kernel, kernel_call, spec_of, stored_of
-from tvm_int8.overlay_op import overlay
+from tvm_int8.overlay_op import is_overlay, overlay
 from tvm_int8.specs import LANES, NOTHING, ChannelGather, Tensor
 
 from .dataflow import Dataflow, Rebuilder, rebuild
 from .expressions import Expr, Var
+from .gather_parts import Part, parts_of
 from .shared_memory import Piece, SharedMemory
 
 COPY_BYTES = 8 << 10
@@ -41,18 +42,11 @@ class OverlayChannels:
     """Replace gathers of channels by shared memory."""
 
     def transform_module(self, mod: tvm.IRModule, _ctx) -> tvm.IRModule:
-        """Return the module with fewer gathers."""
-        return rebuild(mod, _Overlays(Dataflow(mod)))
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Blocks [begin, end) of a gather's result: blocks of inputs[tensor] from `source` on, or a mixture (None)."""
-
-    begin: int
-    end: int
-    tensor: int | None = None
-    source: int = 0
+        """Return the module with fewer gathers; one that has overlays already stays as it is."""
+        flow = Dataflow(mod)
+        if any(is_overlay(binding.value) for binding in flow.bindings):
+            return mod
+        return rebuild(mod, _Overlays(flow))
 
 
 @dataclass
@@ -61,7 +55,7 @@ class _Choice:
 
     base: Piece
     offset: int
-    stay: list[_Part]
+    stay: list[Part]
     copied: list[tuple[int, int]]
 
 
@@ -103,7 +97,7 @@ class _Overlays:
 
     def _choose(self, spec: ChannelGather, inputs: Sequence[Expr]) -> _Choice | None:
         """The cheapest of all places beside one of the parts; None when copying everything is as good."""
-        parts, plane = _parts(spec), _plane(spec.result)
+        parts, plane = parts_of(spec), _plane(spec.result)
         movable = [part for part in parts if part.tensor is not None and inputs[part.tensor] in self.memory]
         movable.sort(key=lambda part: part.begin - part.end)
         best, least = None, _cost([(0, spec.result.channel_blocks)], plane)
@@ -113,7 +107,7 @@ class _Overlays:
                 best, least = choice, cost
         return best
 
-    def _beside(self, first: _Part, movable, parts, inputs, plane: int) -> _Choice | None:
+    def _beside(self, first: Part, movable, parts, inputs, plane: int) -> _Choice | None:
         """The result's place when `first` stays where it is; None when the copies would not find room."""
         home = self.memory.piece(inputs[first.tensor])
         start = home.offsets[inputs[first.tensor]] + (first.source - first.begin) * plane
@@ -146,41 +140,7 @@ def _cost(copied: Sequence[tuple[int, int]], plane: int) -> int:
     return sum((end - begin) * plane + COPY_BYTES for begin, end in copied)
 
 
-def _parts(spec: ChannelGather) -> list[_Part]:
-    """The result's blocks, joined where they continue each other."""
-    parts: list[_Part] = []
-    for block in range(spec.result.channel_blocks):
-        part = _block(spec, block)
-        if parts and part.tensor is not None and _continues(parts[-1], part):
-            part = replace(parts.pop(), end=part.end)
-        parts.append(part)
-    return parts
-
-
-def _continues(before: _Part, part: _Part) -> bool:
-    return before.tensor == part.tensor and part.source - before.source == part.begin - before.begin
-
-
-def _block(spec: ChannelGather, block: int) -> _Part:
-    wanted = spec.source[block * LANES : (block + 1) * LANES]
-    tensor, first = wanted[0]
-    in_order = all(item == (tensor, first + lane) for lane, item in enumerate(wanted))
-    if wanted[0] == NOTHING or not in_order or first % LANES or not _is_copied(spec, tensor):
-        return _Part(block, block + 1)
-    return _Part(block, block + 1, tensor, first // LANES)
-
-
-def _is_copied(spec: ChannelGather, tensor: int) -> bool:
-    """Whether what comes from an input stays as it is."""
-    output = spec.output
-    if output.dtype == "float32":
-        return spec.scales[tensor] == 1.0 and not output.clamps
-    info = np.iinfo(output.dtype)
-    full = output.low + output.zero_point <= info.min and info.max <= output.high + output.zero_point
-    return full and spec.scales[tensor] == 1.0 and spec.zero_points[tensor] == output.zero_point
-
-
-def _runs(parts: Sequence[_Part]) -> list[tuple[int, int]]:
+def _runs(parts: Sequence[Part]) -> list[tuple[int, int]]:
     """Neighbouring parts as one (begin, end)."""
     runs: list[tuple[int, int]] = []
     for part in parts:

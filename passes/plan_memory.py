@@ -134,7 +134,7 @@ class _Plan:
                 piece = self.memory.piece(var)
                 life = self.lives[piece]
                 if life.place is None and piece not in own:
-                    own[piece] = relax.Var("storage", relax.AnyType())
+                    own[piece] = relax.Var(f"storage{len(own)}", relax.AnyType())
                     bindings.append(relax.VarBinding(own[piece], builder.normalize(_storage(life.size))))
                     others += life.size
                 offset = self.memory.offset(var) - life.low + (life.place or 0)

@@ -16,6 +16,7 @@ from tvm_int8.passes.fold_batch_norm import FoldBatchNorm
 from tvm_int8.passes.fold_constants import FoldConstants
 from tvm_int8.passes.fold_scale_shift import FoldScaleShift
 from tvm_int8.passes.insert_qdq import InsertQdq
+from tvm_int8.passes.merge_gathers import MergeGathers
 from tvm_int8.passes.move_integers import MoveIntegers
 from tvm_int8.passes.observe import Observe
 from tvm_int8.passes.order_kernels import OrderKernels
@@ -84,6 +85,7 @@ def lower(cpu: Cpu) -> tvm.transform.Pass:
     return tvm.transform.Sequential(
         [
             order(),
+            MergeGathers(),  # before layouts, because it removes tensors
             AssignLayouts(),  # after ordering, because layouts belong to kernels
             OverlayChannels(),  # after layouts, because they decide which channels lie together
             relax.transform.LegalizeOps(),  # the islands; kernel orders are no operators TVM knows
