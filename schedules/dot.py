@@ -1,8 +1,8 @@
 """The multiply-add at the heart of a convolution, per instruction set: the instruction, and how its operands lie.
 
-An instance offers `vector_elements` (weights per instruction), `weight_bytes` (of one, as loaded), `pack` (last axes [16 channels, unit] -> as loaded),
-`load_weight`, `broadcast` (the data word of one pixel, in all lanes) and the call itself: acc + dot(data, weight) for
-16 channels.
+An instance offers `vector_elements` (weights per instruction), `weight_bytes` (of one, as loaded), `pack` (last axes
+[16 channels, unit] -> as loaded), `load_weight`, `broadcast` (the data word of one pixel, in all lanes) and the call
+itself: acc + dot(data, weight) for 16 channels.
 """
 
 from __future__ import annotations
