@@ -24,7 +24,7 @@ import tvm
 from tvm import relax
 
 from tvm_int8.kernel_op import constants_of, inputs_of, is_kernel, kernel_call, spec_of, stored_of, tensor_of
-from tvm_int8.specs import LANES, Conv2d, Elementwise, Operand, Output, Program, Spec, Tensor, Window2d
+from tvm_int8.specs import LANES, ChannelsLast, Conv2d, Elementwise, Operand, Output, Program, Spec, Tensor, Window2d
 
 from .dataflow import Dataflow, Rebuilder, rebuild
 from .expressions import Expr, Var, const_value, dtype_of, shape_of, vars_in
@@ -88,7 +88,7 @@ class _Layouts:
                 out = IMAGE
         elif isinstance(spec, Window2d) and spec.pad_value is None:
             blocks, out = [PLAIN], IMAGE
-        elif wanted_out == PLAIN and spec.can_be_plain:
+        elif isinstance(spec, ChannelsLast) or (wanted_out == PLAIN and spec.can_be_plain):
             blocks, out = [LANES], PLAIN
         else:
             image = isinstance(spec, Conv2d) and self._reads_image(spec, binding.value, inputs[0])

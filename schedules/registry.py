@@ -5,6 +5,7 @@ from __future__ import annotations
 from tvm_int8.specs import Kernel, Spec
 
 from .channel_gather import ChannelGatherRule
+from .channels_last import ChannelsLastRule
 from .conv2d import Conv2dRule
 from .conv2d_amx import Conv2dAmxRule
 from .cpu import Cpu
@@ -29,6 +30,7 @@ RULES: tuple[Rule, ...] = (
     ChannelGatherRule(),
     Resize2dRule(),
     DepthToSpaceRule(),
+    ChannelsLastRule(),
     Window2dRule(),
 )
 

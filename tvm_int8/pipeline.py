@@ -19,6 +19,7 @@ from tvm_int8.passes.insert_qdq import InsertQdq
 from tvm_int8.passes.merge_gathers import MergeGathers
 from tvm_int8.passes.move_integers import MoveIntegers
 from tvm_int8.passes.observe import Observe
+from tvm_int8.passes.order_channels_last import OrderChannelsLast
 from tvm_int8.passes.order_kernels import OrderKernels
 from tvm_int8.passes.overlay_channels import OverlayChannels
 from tvm_int8.passes.plan_memory import PlanMemory
@@ -76,6 +77,7 @@ def order() -> tvm.transform.Pass:
             RecognizeChannelShuffle(),  # again, because only now shuffles of imported QDQ models are free of QDQ
             RecognizeDepthToSpace(),  # after moving integers, because they may be what it reads
             OrderKernels(),
+            OrderChannelsLast(),  # after ordering, because it asks whether a kernel delivers what is transposed
         ]
     )
 

@@ -117,7 +117,7 @@ def _plain(value):
 def from_json(text: str) -> Spec:
     """The spec that `Spec.to_json` wrote."""
     values = json.loads(text)
-    kinds = (Conv2d, Pool2d, Lrn, Elementwise, ChannelGather, Resize2d, DepthToSpace, Window2d)
+    kinds = (Conv2d, Pool2d, Lrn, Elementwise, ChannelGather, Resize2d, DepthToSpace, ChannelsLast, Window2d)
     kind = {cls.__name__: cls for cls in kinds}[values.pop("kind")]
     known = {f.name for f in fields(kind)}
     assert set(values) <= known
@@ -271,6 +271,11 @@ class DepthToSpace(Spec):
     def can_be_plain(self) -> bool:
         """Few channels: the kernel holds those of sixteen pixels in registers."""
         return self.inputs[0].shape[1] <= 4 * LANES and self.factor <= 4
+
+
+@dataclass(frozen=True)
+class ChannelsLast(Spec):
+    """The data's transpose to NHWC, plain: `result.shape` is (N, H, W, C)."""
 
 
 @dataclass(frozen=True)

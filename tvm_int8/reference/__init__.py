@@ -17,6 +17,7 @@ _MODULES = {
     "ChannelGather": "channel_gather",
     "Resize2d": "resize2d",
     "DepthToSpace": "depth_to_space",
+    "ChannelsLast": "channels_last",
     "Window2d": "window2d",
 }
 
