@@ -205,6 +205,7 @@ def lowered(model, quantized: bool) -> tvm.IRModule:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(api, "lower_and_build", lambda graph, *_: graphs.append(graph) or (None, [], None))
             patch.setattr(api, "layer_sqnr", lambda *_: [])
+            patch.setattr(api, "memory_of", lambda *_: None)
             api.compile(model, calibration=table)
         (mod,) = graphs
     return pipeline.lower(CPU)(mod)

@@ -18,6 +18,7 @@ from tvm_int8.config import QuantizationConfig
 from tvm_int8.describe import describe
 from tvm_int8.errors import CalibrationError, ConfigError
 from tvm_int8.frontend import load_model
+from tvm_int8.memory import memory_of
 from tvm_int8.passes.batch_norm_outputs import batch_norm_outputs
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import dtype_of, op_name, shape_of
@@ -119,10 +120,11 @@ def compile(
         table, reference = _ranges(mod, calibration, config, progress, batch_norms)
         prepared = pipeline.quantize(table, config)(mod)
         notes["ranges"] = "calibration" if calibration is not None else "data-free"
-    executable, rows, _ = lower_and_build(prepared, resolved.tvm_target, resolved.cpu)
+    executable, rows, planned = lower_and_build(prepared, resolved.tvm_target, resolved.cpu)
+    memory = memory_of(planned, resolved.cpu.threads)
 
     def metadata(sqnr=None):
-        return describe(mod, rows, resolved, num_threads, _reasons(mod, config), sqnr, notes)
+        return describe(mod, rows, resolved, num_threads, _reasons(mod, config), sqnr, notes, memory)
 
     module = CompiledModule(executable, metadata())
     if reference is None or missing_features(resolved.features):

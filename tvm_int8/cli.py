@@ -193,7 +193,7 @@ def _library_facts(path: str) -> dict[str, Any]:
     from .runtime import read_metadata
 
     metadata = read_metadata(path)
-    report = Report(metadata.layers)
+    report = Report(metadata.layers, metadata.memory)
     macs = sum(row.macs for row in metadata.kernels)
     text = [f"input   {info}" for info in metadata.inputs] + [f"output  {info}" for info in metadata.outputs]
     text += [f"for {metadata.mcpu}: needs {' '.join(metadata.cpu_features)}"]

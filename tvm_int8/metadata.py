@@ -86,6 +86,29 @@ class KernelRow:
     bytes: int = 0
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of memory that a compiled module needs beside its code.
+
+    Parameters
+    ----------
+    activations : int
+        All tensors of one run, planned when compiling: the most that live at the same time, and the outputs.
+    scratch : int
+        What the kernel with the largest buffers of its own takes from the runtime's pool.
+    constants : int
+        Weights, biases and scales as kernels read them.
+    """
+
+    activations: int
+    scratch: int
+    constants: int
+
+    def __str__(self) -> str:
+        parts = {"activations": self.activations, "scratch": self.scratch, "constants": self.constants}
+        return ", ".join(f"{name} {size / 2**20:.2f} MiB" for name, size in parts.items())
+
+
 def installed_versions() -> dict[str, str]:
     """Return the versions of what a compiled module depends on."""
     return {"tvm": tvm.__version__, "tvm_ffi": tvm_ffi.__version__, "tvm_int8": __version__}
@@ -115,6 +138,8 @@ class Metadata:
         One per call of a function that is not a builtin of the VM, in order.
     quantization : dict
         JSON types, free form.
+    memory : Memory, optional
+        How much the module needs.
     """
 
     inputs: tuple[TensorInfo, ...]
@@ -127,6 +152,7 @@ class Metadata:
     layers: tuple[LayerRow, ...] = ()
     kernels: tuple[KernelRow, ...] = ()
     quantization: Mapping[str, Any] = field(default_factory=dict)
+    memory: Memory | None = None
 
     def __post_init__(self) -> None:
         """Turn lists into tuples, so that equal metadata compare equal."""
@@ -155,4 +181,6 @@ class Metadata:
             fields[name] = [TensorInfo(**{**info, "shape": tuple(info["shape"])}) for info in fields[name]]
         fields["layers"] = [LayerRow(**row) for row in fields["layers"]]
         fields["kernels"] = [KernelRow(**row) for row in fields["kernels"]]
+        if fields.get("memory"):
+            fields["memory"] = Memory(**fields["memory"])
         return cls(**fields)

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from .metadata import LayerRow
+from .metadata import LayerRow, Memory
 
 _SHOWN_LAYERS = 4
 
@@ -26,8 +26,9 @@ class Report(Sequence[LayerRow]):
     1/1 convolution and dense layers in INT8; tuned 1/1
     """
 
-    def __init__(self, rows: Iterable[LayerRow]):
+    def __init__(self, rows: Iterable[LayerRow], memory: Memory | None = None):
         self._rows = tuple(rows)
+        self.memory = memory
 
     def __getitem__(self, index: Any) -> Any:
         """Return a row by its position."""
@@ -45,11 +46,12 @@ class Report(Sequence[LayerRow]):
 
     @property
     def summary(self) -> str:
-        """One line: how many of the layers that cost time are in INT8, how many tuned."""
+        """One line: how many of the layers that cost time are in INT8, how many tuned, and the memory they need."""
         heavy = [row for row in self._rows if is_multiplying(row.op)]
         int8 = sum(row.precision == "int8" for row in heavy)
         tuned = sum(row.origin == "tuned" for row in heavy)
-        return f"{int8}/{len(heavy)} convolution and dense layers in INT8; tuned {tuned}/{len(heavy)}"
+        counts = f"{int8}/{len(heavy)} convolution and dense layers in INT8; tuned {tuned}/{len(heavy)}"
+        return counts if self.memory is None else f"{counts}; {self.memory}"
 
     def __str__(self) -> str:
         header = ("layer", "operator", "precision", "kernel", "knobs", "SQNR dB")
@@ -65,12 +67,13 @@ class Report(Sequence[LayerRow]):
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the summary and the rows as JSON types; an infinite SQNR (no error at all) becomes None."""
+        """Return summary, memory and rows as JSON types; an infinite SQNR (no error at all) becomes None."""
         rows = [dataclasses.asdict(row) for row in self._rows]
         for row in rows:
             if row["sqnr_db"] is not None and not math.isfinite(row["sqnr_db"]):
                 row["sqnr_db"] = None
-        return {"summary": self.summary, "layers": rows}
+        memory = None if self.memory is None else dataclasses.asdict(self.memory)
+        return {"summary": self.summary, "memory": memory, "layers": rows}
 
 
 def is_multiplying(op: str) -> bool:

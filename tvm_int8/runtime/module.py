@@ -59,7 +59,7 @@ class CompiledModule:
 
     def __init__(self, executable: Any, metadata: Metadata):
         self.metadata = metadata
-        self.report = Report(metadata.layers)
+        self.report = Report(metadata.layers, metadata.memory)
         self._executable = executable
         self._source: tuple[Path, artifact.Trailer] | None = None
         self._num_threads = check_num_threads(metadata.num_threads)
