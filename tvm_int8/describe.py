@@ -7,7 +7,7 @@ from typing import Any
 
 import tvm
 
-from tvm_int8.metadata import KernelRow, LayerRow, Metadata, TensorInfo
+from tvm_int8.metadata import KernelRow, LayerRow, Memory, Metadata, TensorInfo
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import dtype_of, shape_of
 from tvm_int8.target import ResolvedTarget
@@ -34,6 +34,7 @@ def describe(
     reasons: Mapping[str, str],
     sqnr: list[float | None] | None = None,
     quantization: Mapping[str, Any] | None = None,
+    memory: Memory | None = None,
 ) -> Metadata:
     """Metadata of a compiled network.
 
@@ -61,6 +62,7 @@ def describe(
         layers=tuple(_layer(row, reasons, db) for row, db in zip(rows, sqnr, strict=True)),
         kernels=tuple(KernelRow(r["function"], r["layer"], r["kernel"], r["macs"], r["bytes"]) for r in rows),
         quantization=dict(quantization or {}),
+        memory=memory,
     )
 
 
