@@ -176,6 +176,15 @@ def dense() -> onnx.ModelProto:
     return net.finish(net.dense(y, 39, 4))
 
 
+def responses() -> onnx.ModelProto:
+    """AlexNet and GoogLeNet: local response normalisation behind a convolution and behind a pool, in front of both."""
+    net = Network(x=(2, 3, 13, 11))
+    y = net.add("LRN", net.relu(net.conv("x", 40)), size=5, alpha=0.2, beta=0.75, bias=1.0)
+    y = net.add("MaxPool", y, kernel_shape=[3, 3], strides=[2, 2])
+    y = net.relu(net.conv(net.add("LRN", y, size=3, alpha=0.3, beta=0.6, bias=2.0), 20))
+    return net.finish(net.conv(net.relu(net.add("LRN", y, size=7, alpha=0.5, beta=0.5)), 10, 1))
+
+
 def with_islands() -> onnx.ModelProto:
     """Operators that stay float: softmax, a reduction, a transpose of the map."""
     net = Network(x=(1, 3, 8, 8))
@@ -185,7 +194,7 @@ def with_islands() -> onnx.ModelProto:
     return net.finish(net.add("Softmax", net.add("ReduceMax", y, axes=[2, 3], keepdims=0), axis=1))
 
 
-NETWORKS = {f.__name__: f for f in (residual, mobile, inception, decoder, shuffle, activations, dense)}
+NETWORKS = {f.__name__: f for f in (residual, mobile, inception, decoder, shuffle, activations, dense, responses)}
 
 
 def draw(model: onnx.ModelProto, count: int, seed: int) -> list[dict[str, np.ndarray]]:

@@ -6,6 +6,7 @@ from tvm import relax
 from tests.passes.pass_testing import const, module
 from tvm_int8.config import QuantizationConfig
 from tvm_int8.passes.dataflow import Dataflow
+from tvm_int8.passes.lrn_op import lrn
 from tvm_int8.passes.quantization_plan import plan_quantization
 
 op = relax.op
@@ -45,6 +46,7 @@ def test_data_stays_integer_between_layers_and_outputs_are_float():
     [
         lambda emit, x: emit(op.nn.max_pool2d(x, (2, 2), (2, 2)), "carried"),
         lambda emit, x: emit(op.nn.avg_pool2d(x, (2, 2), (2, 2)), "carried"),
+        lambda emit, x: emit(lrn(x, 5, 2, 1e-4, 0.75, 1.0), "carried"),
         lambda emit, x: emit(op.image.resize2d(x, (12, 12), layout="NCHW", method="nearest_neighbor"), "carried"),
         lambda emit, x: emit(op.concat([x, x], axis=1), "carried"),
         lambda emit, x: emit(op.permute_dims(x, (0, 1, 3, 2)), "carried"),
