@@ -42,6 +42,9 @@ from .vector import KernelBuilder, convert, load, prefetch, scratch, when
 
 FEWEST_PIXELS = 8  # with fewer, a tile's rows are mostly empty, and weights arrive too slowly for it to matter
 CHUNK_BYTES = 16 << 10  # of data that stay in L1 while panels pass
+PART_BYTES = 18 << 10  # of a panel that stay in L1 while a strip of blocks passes
+STRIP = 3  # blocks that a part of a panel serves before the next part
+ACCUMULATORS = BLOCK * PANEL * LANES  # of a block
 CACHE_LINE = 64
 
 
@@ -50,7 +53,10 @@ def heuristic_knobs(spec: Conv2d, geometry: Geometry, spans: int, cpu: Cpu) -> d
 
     Either all panels of weights are read for every chunk, or all pixels for every panel, from L2.
     """
-    panels = -(-spec.result.channel_blocks // PANEL)
+    panels, groups = -(-spec.result.channel_blocks // PANEL), geometry.source.groups
+    part_bytes = spans * PANEL * amx.TILE_BYTES
+    part = max(1, PART_BYTES // part_bytes)
+    strips = {"part": part, "strip": STRIP} if spans > 1 and groups * part_bytes > 2 * PART_BYTES else {}
     weights = geometry.source.groups * spans * amx.TILE_BYTES * spec.result.channel_blocks
     data = geometry.source.groups * geometry.source.plane_bytes
     per_block = max(1, data // geometry.blocks)
@@ -58,11 +64,11 @@ def heuristic_knobs(spec: Conv2d, geometry: Geometry, spans: int, cpu: Cpu) -> d
     chunks = -(-geometry.blocks // chunk)
     if weights <= cpu.l2_bytes // 2 and weights * chunks <= data * panels:
         chunks = max(chunks, min(geometry.blocks, 4 * cpu.threads if cpu.threads > 1 else 1))
-        return {"order": "pixels", "chunk": -(-geometry.blocks // chunks), "panels": panels}
+        return {"order": "pixels", "chunk": -(-geometry.blocks // chunks), "panels": panels, **strips}
     parts = 1
     if cpu.threads > 1 and panels % cpu.threads and panels < 8 * cpu.threads:
         parts = min(geometry.blocks, 2 * cpu.threads)
-    return {"order": "channels", "chunk": -(-geometry.blocks // parts), "panels": 1}
+    return {"order": "channels", "chunk": -(-geometry.blocks // parts), "panels": 1, **strips}
 
 
 class Conv2dAmxRule(Rule):
@@ -148,13 +154,12 @@ class _Builder:
         blocks, panels = self.geometry.blocks, -(-self.result.channel_blocks // PANEL)
         chunks, groups = -(-blocks // chunk), -(-panels // group)
         with T.parallel(self.data.shape[0] * chunks * groups) as task, amx.tiles():
-            accumulators = scratch(BLOCK * PANEL * LANES, "int32")
+            accumulators = scratch(self.knobs.get("strip", 1) * ACCUMULATORS, "int32")
             image, rest = task // (chunks * groups), task % (chunks * groups)
             by_pixels = self.knobs["order"] == "pixels"
             c, g = (rest // groups, rest % groups) if by_pixels else (rest % chunks, rest // chunks)
             first_block, first_panel = T.Bind(c * chunk), T.Bind(g * group)
             count = T.Bind(_at_most(chunk, blocks, first_block))
-            total = T.Bind(count * _at_most(group, panels, first_panel))
             per_thread = -(-chunks // self.cpu.threads)
             self.first_visit = T.Bind(c % per_thread == 0) if by_pixels else True
             if self.packs_chunks:
@@ -162,16 +167,52 @@ class _Builder:
                 self.origin = first_block * (-BLOCK * self.geometry.source.pixel)
             else:
                 self.origin = image * (self.geometry.source.groups * self.plane_bytes)
-            with T.serial(total + 1) as i:
-                with when(i < total):
-                    block, panel = T.Bind(first_block + i % count), T.Bind(first_panel + i // count)
-                    self._emit(self._emit_products, image, block, panel)
-                with when(i > 0):
-                    block, panel = T.Bind(first_block + (i - 1) % count), T.Bind(first_panel + (i - 1) // count)
-                    self._emit(self._emit_epilogue, image, block, panel, accumulators)
-                with when(i == 0):
-                    for tile in range(2 * PANEL):
-                        amx.store_tile(tile, accumulators, tile * amx.ROWS * LANES)
+            visited = _Visit(image, first_block, count, first_panel, _at_most(group, panels, first_panel))
+            (self._emit_strips if "strip" in self.knobs else self._emit_blocks)(visited, accumulators)
+
+    def _emit_blocks(self, visit: _Visit, accumulators) -> None:
+        """Panels, and in each of them blocks, as one loop."""
+        groups = (0, self.geometry.source.groups)
+        with T.serial(visit.blocks * visit.panels + 1) as i:
+            with when(i < visit.blocks * visit.panels):
+                block, panel = visit.first_block + i % visit.blocks, visit.first_panel + i // visit.blocks
+                self._emit(self._emit_products, visit.image, T.Bind(block), T.Bind(panel), groups)
+            with when(i > 0):
+                before = i - 1
+                block, panel = visit.first_block + before % visit.blocks, visit.first_panel + before // visit.blocks
+                self._emit(self._emit_epilogue, visit.image, T.Bind(block), T.Bind(panel), accumulators, 0, 0)
+            with when(i == 0):
+                self._store(accumulators, 0)
+
+    def _emit_strips(self, visit: _Visit, accumulators) -> None:
+        """Panels, strips of blocks, parts of the panel, blocks; accumulators wait in memory while parts change."""
+        strip, part, groups = self.knobs["strip"], self.knobs["part"], self.geometry.source.groups
+        parts = -(-groups // part)
+        with T.serial(visit.panels) as p, T.serial((visit.blocks + strip - 1) // strip) as s:
+            panel, first = T.Bind(visit.first_panel + p), T.Bind(visit.first_block + s * strip)
+            count = T.Bind(T.min(strip, visit.blocks - s * strip))
+            with T.serial(parts - 1) as j, T.serial(count) as b:
+                read = (j * part, part)
+                bank = b * ACCUMULATORS
+                self._emit(self._emit_products, visit.image, T.Bind(first + b), panel, read, accumulators, bank, j > 0)
+                self._store(accumulators, bank)
+            last = ((parts - 1) * part, groups - (parts - 1) * part)
+            with T.serial(count + 1) as b:
+                bank = T.Bind(T.min(b, count - 1) * ACCUMULATORS)  # behind the last block nothing is computed
+                with when(b < count):
+                    block = T.Bind(first + b)
+                    self._emit(self._emit_products, visit.image, block, panel, last, accumulators, bank, parts > 1)
+                with when(b > 0):
+                    block = T.Bind(first + b - 1)
+                    banks = (b - 1) * ACCUMULATORS, bank
+                    self._emit(self._emit_epilogue, visit.image, block, panel, accumulators, *banks)
+                with when(b == 0):
+                    self._store(accumulators, 0)
+
+    @staticmethod
+    def _store(accumulators, bank) -> None:
+        for tile in range(2 * PANEL):
+            amx.store_tile(tile, accumulators, bank + tile * amx.ROWS * LANES)
 
     def _emit(self, emit, image, block, panel, *arguments) -> None:
         """`emit` one block in each of its forms: segments differ, and the last panel may be a block of channels."""
@@ -198,16 +239,28 @@ class _Builder:
         else:
             _branch(panel < panels - 1, odd, lambda: by_segment(PANEL), lambda: by_segment(odd))
 
-    def _emit_products(self, place: _Place) -> None:
-        """The products of one block of pixels and one panel."""
-        source, width = self.geometry.source, place.width
+    def _emit_products(self, place: _Place, groups, accumulators=None, bank=0, resume=False) -> None:
+        """The products of one block of pixels with `groups` (first, count) of a panel, on top of what `bank` holds."""
+        width = place.width
         first = self.origin + place.source + self._first_channel(place.panel)
         starts = [T.Bind(first + offset) for offset in place.segment.tiles]
         weights = T.Bind(place.panel * (self.steps * PANEL * amx.TILE_BYTES))
-        for m in range(len(starts)):
-            for o in range(width):
-                amx.load_tile(m * PANEL + o, self.bias, (place.panel * PANEL + o) * LANES, 0)
-        with T.serial(source.groups) as group:
+        tiles = [m * PANEL + o for m in range(len(starts)) for o in range(width)]
+
+        def from_bias() -> None:
+            for tile in tiles:
+                amx.load_tile(tile, self.bias, (place.panel * PANEL + tile % PANEL) * LANES, 0)
+
+        def from_bank() -> None:
+            for tile in tiles:
+                amx.load_tile(tile, accumulators, bank + tile * amx.ROWS * LANES, amx.ROW_BYTES)
+
+        if isinstance(resume, bool):
+            (from_bank if resume else from_bias)()
+        else:
+            _branch(resume, True, from_bank, from_bias)
+        with T.serial(groups[1]) as i:
+            group = T.Bind(groups[0] + i)
             step = T.Bind(weights + group * (len(self.spans) * width * amx.TILE_BYTES))
             for s, span in enumerate(self.spans):
                 at = step + s * width * amx.TILE_BYTES
@@ -234,14 +287,16 @@ class _Builder:
 
     def _prefetch_weights(self, place: _Place, at) -> None:
         """A block's share of the next panel's weights, as long as panels are met for the first time."""
-        share = -(-PANEL * amx.TILE_BYTES // CACHE_LINE // self.knobs["chunk"])
-        ahead = at + self.steps * PANEL * amx.TILE_BYTES + place.block % self.knobs["chunk"] * (share * CACHE_LINE)
-        with when(self.first_visit):
+        lines, chunk = PANEL * amx.TILE_BYTES // CACHE_LINE, self.knobs["chunk"]
+        share, number = -(-lines // chunk), place.block % chunk
+        ahead = at + self.steps * PANEL * amx.TILE_BYTES + number * (share * CACHE_LINE)
+        needed = number * share < lines if chunk > lines else True
+        with when(T.And(self.first_visit, needed)):
             for line in range(share):
                 prefetch(self.weight, ahead + line * CACHE_LINE, into_l1=False)
 
-    def _emit_epilogue(self, place: _Place, accumulators) -> None:
-        """The epilogue of the block before, tile by tile, and in its place each tile of the current one."""
+    def _emit_epilogue(self, place: _Place, accumulators, bank, next_bank) -> None:
+        """The epilogue of the block before, tile by tile, and behind each tile the same one of the current block."""
         for o in range(PANEL):
             if o < place.width:
                 vectors = self._vectors(place, o)
@@ -249,8 +304,8 @@ class _Builder:
                 tile = m * PANEL + o
                 if o < place.width:
                     for run in place.segment.runs_of_tile(m):
-                        vectors(accumulators, tile * amx.ROWS * LANES, m, run)
-                amx.store_tile(tile, accumulators, tile * amx.ROWS * LANES)
+                        vectors(accumulators, bank + tile * amx.ROWS * LANES, m, run)
+                amx.store_tile(tile, accumulators, next_bank + tile * amx.ROWS * LANES)
 
     def _vectors(self, place: _Place, o: int):
         """A function that emits the epilogue of one run of pixels of the panel's block `o` of channels."""
@@ -278,6 +333,17 @@ class _Builder:
                 group(fours * 4, rest)
 
         return emit
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """What one task computes: an image, its blocks of pixels, and panels."""
+
+    image: Any
+    first_block: Any
+    blocks: Any
+    first_panel: Any
+    panels: Any
 
 
 @dataclass(frozen=True)

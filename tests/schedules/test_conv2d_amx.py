@@ -84,6 +84,15 @@ def test_both_orders_of_loops(order, n, o):
 
 
 @needs_amx
+@pytest.mark.parametrize(("strip", "part"), [(1, 1), (2, 2), (3, 1), (4, 2), (2, 5)])
+def test_strips_of_blocks_and_parts_of_panels(strip, part):
+    for order, panels in (("pixels", 2), ("channels", 1)):
+        knobs = {"order": order, "chunk": 5, "panels": panels, "strip": strip, "part": part}
+        check(conv_spec(n=2, c=320, o=40, hw=(12, 20)), knobs)
+        check(conv_spec(c=320, o=64, hw=(7, 7)), knobs)
+
+
+@needs_amx
 @pytest.mark.parametrize(
     "output", [RELU_U8, Output("uint8", 128, -128, 127), Output("int8", 0, -128, 127), Output("float32")]
 )
