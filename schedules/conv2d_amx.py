@@ -43,7 +43,7 @@ from .vector import KernelBuilder, convert, load, prefetch, scratch, when
 FEWEST_PIXELS = 8  # with fewer, a tile's rows are mostly empty, and weights arrive too slowly for it to matter
 CHUNK_BYTES = 16 << 10  # of data that stay in L1 while panels pass
 PART_BYTES = 18 << 10  # of a panel that stay in L1 while a strip of blocks passes
-STRIP = 3  # blocks that a part of a panel serves before the next part
+STRIP = 4  # blocks that a part of a panel serves before the next part
 ACCUMULATORS = BLOCK * PANEL * LANES  # of a block
 CACHE_LINE = 64
 
