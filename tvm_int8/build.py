@@ -36,8 +36,7 @@ def generate_code(lowered: tvm.IRModule, target: tvm.target.Target):
     """Compile a module of scheduled functions; returns (executable, the module with its memory planned)."""
     try:
         planned = pipeline.to_executable()(lowered)
-        nothing_left = tvm.transform.Sequential([])
-        return tvm.compile(planned, target, relax_pipeline=nothing_left, tir_pipeline=TENSOR_IR), planned
+        return compile_planned(planned, target), planned
     except Exception as error:  # LLVM and the Relax code generator raise whatever they like
         raise TvmInt8Error(
             "code generation",
@@ -45,6 +44,12 @@ def generate_code(lowered: tvm.IRModule, target: tvm.target.Target):
             "code that compiles",
             "report this with the model; quantization=None or another target may work meanwhile",
         ) from error
+
+
+def compile_planned(planned: tvm.IRModule, target: tvm.target.Target):
+    """The executable of a module that `pipeline.to_executable` delivered."""
+    nothing_left = tvm.transform.Sequential([])
+    return tvm.compile(planned, target, relax_pipeline=nothing_left, tir_pipeline=TENSOR_IR)
 
 
 def kernel_rows(lowered: tvm.IRModule) -> list[dict]:

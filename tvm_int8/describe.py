@@ -7,6 +7,7 @@ from typing import Any
 
 import tvm
 
+from tvm_int8.code_generation import ALIGNMENT
 from tvm_int8.metadata import KernelRow, LayerRow, Memory, Metadata, TensorInfo
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import dtype_of, shape_of
@@ -63,6 +64,7 @@ def describe(
         kernels=tuple(KernelRow(r["function"], r["layer"], r["kernel"], r["macs"], r["bytes"]) for r in rows),
         quantization=dict(quantization or {}),
         memory=memory,
+        input_alignment=ALIGNMENT,
     )
 
 

@@ -140,6 +140,8 @@ class Metadata:
         JSON types, free form.
     memory : Memory, optional
         How much the module needs.
+    input_alignment : int
+        Bytes at a multiple of which kernels expect inputs to begin; others are copied.
     """
 
     inputs: tuple[TensorInfo, ...]
@@ -153,6 +155,7 @@ class Metadata:
     kernels: tuple[KernelRow, ...] = ()
     quantization: Mapping[str, Any] = field(default_factory=dict)
     memory: Memory | None = None
+    input_alignment: int = 64
 
     def __post_init__(self) -> None:
         """Turn lists into tuples, so that equal metadata compare equal."""

@@ -1,4 +1,4 @@
-"""The user's arrays, checked and copied into the aligned buffers that the kernels read."""
+"""The user's arrays, checked, and copied into aligned buffers unless kernels can read them where they are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 
 from ..errors import TvmInt8Error
 from ..metadata import TensorInfo
@@ -23,10 +24,12 @@ class InputBuffers:
     ----------
     infos : sequence of TensorInfo
         The inputs in order.
+    alignment : int
+        Bytes at a multiple of which kernels expect their inputs to begin.
     """
 
-    def __init__(self, infos: Sequence[TensorInfo]):
-        self._infos = infos
+    def __init__(self, infos: Sequence[TensorInfo], alignment: int = 64):
+        self._infos, self._alignment = infos, alignment
         self.tensors = [tvm.runtime.empty(info.shape, info.dtype) for info in infos]
         self._views = [np.from_dlpack(tensor) for tensor in self.tensors]
 
@@ -34,6 +37,27 @@ class InputBuffers:
         """Copy checked arrays (of any strides) into the buffers, in the inputs' dtypes."""
         for view, array in zip(self._views, arrays, strict=True):
             np.copyto(view, array, casting="unsafe")
+
+    def place(self, arrays: Sequence[np.ndarray]) -> list[Any]:
+        """Return tensors for one run: of the arrays' own memory where kernels can read it, else of the buffers.
+
+        The copy is not cheap: after a run, neither array nor buffer is left in the fast caches.
+        """
+        tensors = []
+        for tensor, view, array in zip(self.tensors, self._views, arrays, strict=True):
+            if self._is_readable(array, view):
+                tensors.append(tvm_ffi.from_dlpack(array))  # TVM's own asks for 64 bytes
+            else:
+                np.copyto(view, array, casting="unsafe")
+                tensors.append(tensor)
+        return tensors
+
+    def _is_readable(self, array: np.ndarray, buffer: np.ndarray) -> bool:
+        """Whether kernels can read an array as if it were the buffer; DLPack wants it writable."""
+        flags = array.flags
+        if array.dtype != buffer.dtype or not (flags.c_contiguous and flags.writeable and array.size):
+            return False
+        return array.__array_interface__["data"][0] % self._alignment == 0
 
 
 def by_name(inputs: Any, infos: Sequence[TensorInfo]) -> list[Any]:

@@ -218,8 +218,9 @@ class CompiledModule:
     def _run(self, values: list[Any]) -> list[np.ndarray]:
         arrays = [arguments.check(value, info) for value, info in zip(values, self.inputs, strict=True)]
         with self._lock:
-            self._fill(arrays)
-            return run_on_threads(self._invoke_and_copy, self._threads(None))
+            self._start()
+            tensors = self._buffers.place(arrays)  # type: ignore[union-attr]
+            return run_on_threads(lambda: self._invoke_and_copy(tensors), self._threads(None))
 
     def _prepare(self, values: Any) -> None:
         """Check and place the inputs of a measurement, in any of their forms."""
@@ -234,15 +235,15 @@ class CompiledModule:
         """Load the code into a virtual machine, once."""
         if self._vm is None:
             check_host(self.metadata.cpu_features, f"module compiled for {self.metadata.mcpu}")
-            self._buffers = arguments.InputBuffers(self.inputs)
+            self._buffers = arguments.InputBuffers(self.inputs, self.metadata.input_alignment)
             self._vm = relax.VirtualMachine(self._executable, tvm.cpu())
             self._main = self._vm["main"]
 
     def _invoke(self) -> Any:
         return self._main(*self._buffers.tensors)  # type: ignore[union-attr]
 
-    def _invoke_and_copy(self) -> list[np.ndarray]:
-        result = self._invoke()
+    def _invoke_and_copy(self, inputs: list[Any]) -> list[np.ndarray]:
+        result = self._main(*inputs)
         tensors = [result] if isinstance(result, tvm.runtime.Tensor) else result
         return [np.from_dlpack(tensor).copy() for tensor in tensors]
 
