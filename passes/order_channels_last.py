@@ -18,6 +18,7 @@ from tvm_int8.specs import ChannelsLast, Tensor
 from .anchors import RAW, raw_output
 from .dataflow import Dataflow, Rebuilder, rebuild
 from .expressions import Expr, Var, dtype_of, op_name, shape_of
+from .groups import logical_shape
 from .order_kernels import layer_name
 
 
@@ -38,7 +39,7 @@ class OrderChannelsLast:
                 return None
             if not is_kernel(flow.value(source)):
                 return None
-            data, result = (Tensor(shape_of(expr), "float32", 0) for expr in (source, var))
+            data, result = (Tensor(logical_shape(shape_of(expr)), "float32", 0) for expr in (source, var))
             spec = ChannelsLast(layer_name(flow, var), (data,), result, RAW, raw_output("float32"))
             return kernel_call(spec, [new.translate(source)], [], var.name, shape_of(var))
 

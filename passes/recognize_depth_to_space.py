@@ -20,10 +20,11 @@ from tvm_int8.specs import LANES, DepthToSpace, Tensor
 from .anchors import RAW, raw_output
 from .dataflow import Dataflow, Rebuilder, rebuild
 from .expressions import Expr, Var, dtype_of, op_name, shape_of
+from .groups import logical_shape
 from .order_kernels import layer_name
 from .quantization_parameters import any_quantization_of
 
-_ORDERS = {(0, 1, 4, 2, 5, 3): True, (0, 3, 4, 1, 5, 2): False}
+_ORDERS: dict[tuple[int, ...], bool] = {(0, 1, 4, 2, 5, 3): True, (0, 3, 4, 1, 5, 2): False}
 """Axes of the transpose to whether a channel's pixels lie side by side."""
 
 
@@ -42,7 +43,7 @@ class RecognizeDepthToSpace:
             source, factor, adjacent = found
             var, shape, dtype = binding.var, shape_of(binding.var), dtype_of(binding.var)
             layer = layer_name(flow, binding.value.args[0])  # an integer result is called after its reader
-            data, result = Tensor(shape_of(source), dtype, 0), Tensor(shape, dtype, 0)
+            data, result = Tensor(logical_shape(shape_of(source)), dtype, 0), Tensor(logical_shape(shape), dtype, 0)
             spec = DepthToSpace(layer, (data,), result, RAW, raw_output(dtype), factor, adjacent)
             return kernel_call(spec, [new.translate(source)], [], var.name, shape, _stored(var, flow))
 
