@@ -281,7 +281,10 @@ class _Builder:
         with T.parallel(n * (full + bool(tail)) * y.count * x_tiles) as task:
             tx, rest = task % x_tiles, task // x_tiles
             ty, rest = rest % y.count, rest // y.count
-            tile, image = rest % (full + bool(tail)), rest // (full + bool(tail))
+            tiles = full + bool(tail)
+            # Images innermost where weights are larger than they: these are read once for all images then.
+            heavy = tiles * tile_weights > math.prod(self.data.physical_shape[1:])
+            tile, image = (rest // n, rest % n) if heavy else (rest % tiles, rest // tiles)
 
             def emit(blocks: int, pixels: int) -> None:
                 weight = weight_offset + tile * tile_weights

@@ -153,15 +153,18 @@ class _Builder:
         chunk, group = self.knobs["chunk"], self.knobs["panels"]
         blocks, panels = self.geometry.blocks, -(-self.result.channel_blocks // PANEL)
         chunks, groups = -(-blocks // chunk), -(-panels // group)
-        with T.parallel(self.data.shape[0] * chunks * groups) as task, amx.tiles():
+        images = self.data.shape[0]
+        with T.parallel(images * chunks * groups) as task, amx.tiles():
             accumulators = scratch(self.knobs.get("strip", 1) * ACCUMULATORS, "int32")
-            image, rest = task // (chunks * groups), task % (chunks * groups)
             by_pixels = self.knobs["order"] == "pixels"
-            c, g = (rest // groups, rest % groups) if by_pixels else (rest % chunks, rest // chunks)
+            if by_pixels:
+                g, c, image = task % groups, task // groups % chunks, task // (groups * chunks)
+            else:  # images inside panels, so that these are read once for all images
+                c, image, g = task % chunks, task // chunks % images, task // (chunks * images)
             first_block, first_panel = T.Bind(c * chunk), T.Bind(g * group)
             count = T.Bind(_at_most(chunk, blocks, first_block))
             per_thread = -(-chunks // self.cpu.threads)
-            self.first_visit = T.Bind(c % per_thread == 0) if by_pixels else True
+            self.first_visit = T.Bind(c % per_thread == 0 if by_pixels else image == 0)
             if self.packs_chunks:
                 self._pack_chunk(data, image, first_block, count)
                 self.origin = first_block * (-BLOCK * self.geometry.source.pixel)
