@@ -65,11 +65,11 @@ class _Gather:
 
 def _merged(flow: Dataflow) -> dict[Var, _Gather]:
     """The gathers that read something else than before."""
-    gathers = {
-        binding.var: _Gather(spec_of(binding.value), tuple(inputs_of(binding.value)))
-        for binding in flow.bindings
-        if is_kernel(binding.value) and isinstance(spec_of(binding.value), ChannelGather)
-    }
+    gathers: dict[Var, _Gather] = {}
+    for binding in flow.bindings:
+        spec = spec_of(binding.value) if is_kernel(binding.value) else None
+        if isinstance(spec, ChannelGather):
+            gathers[binding.var] = _Gather(spec, tuple(inputs_of(binding.value)))
     changed: dict[Var, _Gather] = {}
     for var, gather in list(gathers.items()):
         gather = gathers[var]

@@ -64,7 +64,8 @@ class LowerFunctions:
         )(kernels)
         if others.functions:
             others = compilation_pipeline.get_tir_pipeline("default")[0](others)
-        checked, trusted = _split(HonourByteOffsets()(_merged(kernels, others)), _READS_INPUTS)
+        functions = tvm.transform.Sequential([HonourByteOffsets()])(_merged(kernels, others))
+        checked, trusted = _split(functions, _READS_INPUTS)
         # Checks of arguments are two thirds of a network's code, and can fail only where a caller's tensors come in.
         return _merged(checked, passes.SkipAssert()(trusted))
 
