@@ -22,7 +22,7 @@ QUICK = ("squeezenet", "shufflenet")
 CALIBRATION, CHECKS = 16, 8
 MAC_OPERATORS = ("conv", "dense", "matmul", "gemm")
 CONCATENATIONS = {"squeezenet": 0, "inception_v1": 0, "inception_v2": 0, "densenet121": 4}
-"""Kernels that may still copy channels: DenseNet's, where a concatenation's scale is much coarser than the last one's."""
+"""Kernels that may still copy channels: in DenseNet, where one concatenation is much coarser than the one inside it."""
 
 
 @dataclass
