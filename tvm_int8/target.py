@@ -59,6 +59,7 @@ _CPUINFO_NAMES = {
     **{name: name for name in ("avx", "avx2", "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl")},
     **{name: name for name in ("avx512ifma", "avx512vbmi")},
     **{f"avx512{name}": f"avx512_{name}" for name in ("vbmi2", "vnni", "bitalg", "vpopcntdq", "bf16", "fp16")},
+    **{name: name for name in ("sse4a", "xop", "fma4", "tbm")},
     "sse3": "pni",
     "sse4.1": "sse4_1",
     "sse4.2": "sse4_2",

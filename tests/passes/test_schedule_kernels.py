@@ -9,7 +9,7 @@ from tvm import relax, tirx
 
 from tests.passes.pass_testing import const, module, run
 from tests.passes.qdq_testing import int8_weight, ordered, orders, qdq, random_inputs
-from tests.schedules.kernel_testing import CASCADELAKE, ZNVER4
+from tests.schedules.kernel_testing import CASCADELAKE, SAPPHIRERAPIDS, ZNVER4
 from tvm_int8.build import generate_code
 from tvm_int8.passes.assign_layouts import AssignLayouts
 from tvm_int8.passes.dataflow import Dataflow
@@ -83,7 +83,14 @@ def test_rows_say_what_each_call_is(placed):
 
 
 @pytest.mark.isa("avx512vnni")
-@pytest.mark.parametrize("cpu", [ZNVER4, CASCADELAKE], ids=lambda cpu: cpu.name)
+@pytest.mark.parametrize(
+    "cpu",
+    [
+        pytest.param(ZNVER4, id="znver4", marks=pytest.mark.isa("sse4a", "avx512_bf16")),
+        pytest.param(CASCADELAKE, id="cascadelake"),
+        pytest.param(SAPPHIRERAPIDS, id="sapphirerapids", marks=pytest.mark.isa("amx_int8")),
+    ],
+)
 def test_the_code_computes_what_was_ordered(placed, cpu):
     before = ordered(module(network, x=(1, 20, 9, 9)))
     inputs = random_inputs(before)

@@ -19,6 +19,7 @@ from tvm_int8.schedules import amx
 from tvm_int8.schedules.cpu import Cpu
 from tvm_int8.schedules.rule import Constants, Rule
 from tvm_int8.specs import Kernel, Spec, Tensor
+from tvm_int8.target import missing_features, required_cpu_features
 
 ZNVER4 = Cpu("znver4", "avx512vnni", 512, 32, threads=2)
 CASCADELAKE = Cpu("cascadelake", "avx512vnni", 512, 32, threads=2)
@@ -66,6 +67,11 @@ def compile_kernel(kernel: Kernel, mcpu: str = "znver4"):
     return tvm.compile(module, tvm.target.Target({"kind": "llvm", "mcpu": mcpu}), tir_pipeline=TENSOR_IR)
 
 
+def runnable(mcpu: str) -> str:
+    """`mcpu`, or the CPU whose AVX512-VNNI code runs on most machines where this one lacks some of its features."""
+    return "cascadelake" if missing_features(required_cpu_features(mcpu)) else mcpu
+
+
 def assembly(kernel: Kernel, mcpu: str = "znver4") -> str:
     """What LLVM makes of the kernel."""
     return compile_kernel(kernel, mcpu).mod.inspect_source("asm")
@@ -106,7 +112,7 @@ def _physical_inputs(spec: Spec, inputs, rng) -> list[np.ndarray]:
 
 def run_kernel(kernel: Kernel, spec: Spec, inputs, mcpu: str = "znver4", seed: int = 0) -> np.ndarray:
     """Compile and run; takes logical NCHW inputs, returns the output as it stands in memory (physical shape)."""
-    executable = compile_kernel(kernel, mcpu)
+    executable = compile_kernel(kernel, runnable(mcpu))
     result = guarded(np.full(spec.result.physical_shape, 0x5A, spec.result.dtype))
     arrays = _physical_inputs(spec, inputs, np.random.default_rng(seed))
     arrays += [guarded(np.asarray(constant)) for constant in kernel.constants] + [result]
@@ -148,7 +154,7 @@ def seconds(kernel: Kernel, spec: Spec, mcpu: str = "znver4", repeats: int = 200
     arrays = [pack(random_array(tensor, rng), tensor.block) for tensor in spec.inputs]
     arrays += [np.asarray(c) for c in kernel.constants] + [np.zeros(spec.result.physical_shape, spec.result.dtype)]
     tensors = [tvm.runtime.tensor(a) for a in arrays]
-    main, times = compile_kernel(kernel, mcpu)["main"], []
+    main, times = compile_kernel(kernel, runnable(mcpu))["main"], []
     for _ in range(repeats):
         start = time.perf_counter()
         main(*tensors)
