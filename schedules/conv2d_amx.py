@@ -123,7 +123,7 @@ class _Builder:
             self.weight, self.bias, self.out = rest[operands], rest[operands + 1], rest[-1]
             epilogue.bind(rest[:operands], rest[operands + 2 : -1])
             self.epilogue = epilogue
-            self.source = None if self.packs_chunks else self._pixel_major(data)
+            self.source: Any = None if self.packs_chunks else self._pixel_major(data)
             self._emit_tasks(data)
         func = k.func.with_attr(amx.NEEDS_PERMISSION, True)
         return Kernel(func, (weight, bias, *epilogue.channel_arrays()), k.name, dict(self.knobs))

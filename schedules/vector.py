@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from tvm import tirx
@@ -33,7 +34,7 @@ class KernelBuilder:
 
     def __init__(self, name: str):
         self.name = name
-        self.func = None
+        self.func: Any = None
 
     def __enter__(self) -> KernelBuilder:
         self._builder = IRBuilder()

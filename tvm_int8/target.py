@@ -70,8 +70,8 @@ _CPUINFO_NAMES = {
     "amx-tile": "amx_tile",
     "amx-int8": "amx_int8",
 }
-"""LLVM's features that kernels ask for or its code generator uses unasked -> their names in /proc/cpuinfo. Features that
-neither does (AES, SHA, ...) and those of the operating system are left out: a virtual machine may hide them."""
+"""LLVM's features that kernels ask for or its code generator uses unasked -> their names in /proc/cpuinfo. Features
+that neither does (AES, SHA, ...) and those of the operating system are left out: a virtual machine may hide them."""
 
 _UNCHECKED = {"avx10.2", "egpr"}
 """Used unasked as well, but without a /proc/cpuinfo name to check before running."""
