@@ -31,19 +31,23 @@ FP32_TOLERANCE = 1e-3
 """Largest difference allowed between FP32 outputs, relative to the largest magnitude of the output."""
 
 
-def tvm_int8_fp32(model: onnx.ModelProto, calibration: Sequence[np.ndarray], threads: int) -> Runner:
+def tvm_int8_fp32(
+    model: onnx.ModelProto, calibration: Sequence[np.ndarray], threads: int, target: str = "native"
+) -> Runner:
     """tvm_int8 without quantisation."""
     import tvm_int8
 
-    module = tvm_int8.compile(model, quantization=None, num_threads=threads)
+    module = tvm_int8.compile(model, target, quantization=None, num_threads=threads)
     return Runner("tvm_int8 FP32", module, tvm_int8.__version__)
 
 
-def tvm_int8_int8(model: onnx.ModelProto, calibration: Sequence[np.ndarray], threads: int) -> Runner:
+def tvm_int8_int8(
+    model: onnx.ModelProto, calibration: Sequence[np.ndarray], threads: int, target: str = "native"
+) -> Runner:
     """tvm_int8 with its default quantisation."""
     import tvm_int8
 
-    module = tvm_int8.compile(model, calibration=list(calibration), num_threads=threads)
+    module = tvm_int8.compile(model, target, calibration=list(calibration), num_threads=threads)
     macs = sum(row.macs for row in module.metadata.kernels)
     return Runner("tvm_int8 INT8", module, tvm_int8.__version__, macs)
 
@@ -70,6 +74,8 @@ class Options:
         Number of calibration inputs, and of other inputs whose outputs are compared.
     limit_s : float
         Seconds after which no new round begins.
+    target : str
+        What tvm_int8 compiles for; the peers always take what this CPU has.
     """
 
     runners: Sequence[str] = tuple(RUNNERS)
@@ -77,6 +83,7 @@ class Options:
     calibration: int = 16
     checks: int = 8
     limit_s: float = 60.0
+    target: str = "native"
 
 
 def compare(network: Network, threads: int, options: Options) -> dict:
@@ -94,7 +101,7 @@ def compare(network: Network, threads: int, options: Options) -> dict:
     runners, absent, rows = {}, {}, {}
     for key in options.runners:
         start = time.perf_counter()
-        made = _make(key, model, calibration, threads)
+        made = _make(key, model, calibration, threads, options.target)
         if isinstance(made, Absent):
             absent[key] = made.reason
             continue
@@ -110,13 +117,15 @@ def compare(network: Network, threads: int, options: Options) -> dict:
         "runners": rows,
         "absent": absent,
         "ratios": report.ratios(rows),
-        "floor": _floor(runners, threads),
+        "floor": _floor(runners, threads, options.target),
     }
 
 
-def _make(key: str, model: onnx.ModelProto, calibration: Sequence[np.ndarray], threads: int) -> Runner | Absent:
+def _make(
+    key: str, model: onnx.ModelProto, calibration: Sequence[np.ndarray], threads: int, target: str
+) -> Runner | Absent:
     try:
-        made = RUNNERS[key](model, calibration, threads)
+        made = RUNNERS[key](model, calibration, threads, *([] if key in peers.PEERS else [target]))
         if isinstance(made, Runner):
             made.infer(calibration[0])
         return made
@@ -154,7 +163,7 @@ def _time(runners: dict[str, Runner], x: np.ndarray, options: Options):
         gc.enable()
 
 
-def _floor(runners: dict[str, Runner], threads: int) -> dict:
+def _floor(runners: dict[str, Runner], threads: int, target: str) -> dict:
     """Return what the direct-convolution floor is made of; the peak is measured anew beside every network."""
     if "tvm_int8" not in runners or not runners["tvm_int8"].macs:
         return {"reason": "needs the multiply-adds that tvm_int8 INT8 counts"}
@@ -162,8 +171,8 @@ def _floor(runners: dict[str, Runner], threads: int) -> dict:
 
     if reason := peak.unavailable():
         return {"reason": reason}
-    macs, rate = runners["tvm_int8"].macs, round(peak.peak_gmacs_per_s(threads), 1)
-    return {"macs": macs, "peak_gmacs_per_s": rate, "instruction": peak.instruction()}
+    macs, rate = runners["tvm_int8"].macs, round(peak.peak_gmacs_per_s(threads, target), 1)
+    return {"macs": macs, "peak_gmacs_per_s": rate, "instruction": peak.instruction(target)}
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -175,6 +184,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--runners", nargs="+", choices=list(RUNNERS), default=list(RUNNERS), help="default: all")
     parser.add_argument("--calibration", type=int, default=16, help="calibration inputs (default 16)")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds of timing per network and thread count")
+    parser.add_argument("--target", default="native", help="what tvm_int8 compiles for (default: this CPU)")
     parser.add_argument("--cache", type=Path, help="folder to keep generated networks in")
     parser.add_argument("--output", type=Path, help="writes OUTPUT.json, OUTPUT.md and OUTPUT.png")
     return parser.parse_args(argv)
@@ -187,7 +197,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(f"{group}: {' '.join(names)}" for group, names in GROUPS.items() if group != "all"))
         print("all: all of these")
         return 0
-    options = Options(arguments.runners, arguments.rounds, arguments.calibration, limit_s=arguments.limit)
+    options = Options(
+        arguments.runners, arguments.rounds, arguments.calibration, limit_s=arguments.limit, target=arguments.target
+    )
     results: list[dict] = []
     no_chart = None
     for name in expand(arguments.networks):

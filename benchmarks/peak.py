@@ -43,12 +43,12 @@ def unavailable() -> str | None:
     return f"this CPU has no {', '.join(missing)}" if missing else None
 
 
-def instruction() -> str:
-    """Return the name of the instruction whose rate is the peak."""
-    return "tdpbusd" if parse_target("native").cpu.amx else "vpdpbusd"
+def instruction(target: str = "native") -> str:
+    """Return the name of the instruction whose rate is the peak of code for a target."""
+    return "tdpbusd" if parse_target(target).cpu.amx else "vpdpbusd"
 
 
-def peak_gmacs_per_s(threads: int) -> float:
+def peak_gmacs_per_s(threads: int, target: str = "native") -> float:
     """Measure this CPU's peak of u8 x s8 multiply-adds, in about a third of a second.
 
     The fastest of many short runs counts. With more threads than CPUs that are free at the moment the result is too
@@ -58,6 +58,8 @@ def peak_gmacs_per_s(threads: int) -> float:
     ----------
     threads : int
         Threads to run on; as in a compiled module, never more than the CPUs this process may use.
+    target : str
+        Whose best instruction counts; one that this CPU can run.
 
     Returns
     -------
@@ -72,7 +74,7 @@ def peak_gmacs_per_s(threads: int) -> float:
     if reason := unavailable():
         raise RuntimeError(f"peak: {reason}; expected AVX512-VNNI")
     threads = effective_num_threads(threads)
-    main, arrays, macs = _tiles(threads) if instruction() == "tdpbusd" else _vectors(threads)
+    main, arrays, macs = _tiles(threads) if instruction(target) == "tdpbusd" else _vectors(threads)
     arguments = [tvm.runtime.tensor(array) for array in arrays]
     seconds = run_on_threads(lambda: _fastest(lambda: main(*arguments)), threads)
     return threads * macs / seconds / 1e9

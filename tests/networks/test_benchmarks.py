@@ -88,11 +88,11 @@ def test_compare_checks_outputs_and_names_what_is_missing(squeezenet, tmp_path, 
     """A runner that is wrong and a runner that fails are both reported, and neither ends the comparison."""
     honest = compare.peers.ort_fp32
 
-    def wrong(model, calibration, threads):
+    def wrong(model, calibration, threads, target):
         runner = honest(model, calibration, threads)
         return peers.Runner("tvm_int8 FP32", lambda x: [value * 1.01 for value in runner.infer(x)], "0")
 
-    def broken(model, calibration, threads):
+    def broken(model, calibration, threads, target):
         raise RuntimeError("no such kernel")
 
     runners = {"tvm_fp32": wrong, "tvm_int8": broken, "ort_fp32": honest}
