@@ -44,6 +44,8 @@ def expand(names: Sequence[str]) -> list[str]:
 def load_network(name: str, cache_dir: Path | None = None) -> Network:
     """Return a light network, one of the zoo, or the one in an ``.onnx`` file, which gets synthetic photographs.
 
+    Networks of the zoo come in any batch size: ``"resnet50_v1@8"`` takes eight images at once.
+
     Raises
     ------
     SystemExit
@@ -51,11 +53,13 @@ def load_network(name: str, cache_dir: Path | None = None) -> Network:
     """
     if name in LIGHT_MODELS:
         return Network(name, light_model(name, cache_dir), lambda count, seed: light_inputs(name, count, seed))
-    if name in ZOO:
-        return _with_synthetic_inputs(name, ZOO[name]())
+    base, _, batch = name.partition("@")
+    if base in ZOO and (base == name or (batch.isdecimal() and int(batch) > 0)):
+        return _with_synthetic_inputs(name, ZOO[base](batch=int(batch or 1)))
     if Path(name).suffix == ".onnx" and Path(name).exists():
         return _with_synthetic_inputs(Path(name).stem, onnx.load(name))
-    raise SystemExit(f"{name}: not an .onnx file, and the known networks are {', '.join(GROUPS['all'])}")
+    known = f"{', '.join(LIGHT_MODELS)} and, with @BATCH or without, {', '.join(ZOO)}"
+    raise SystemExit(f"{name}: not an .onnx file, and the known networks are {known}")
 
 
 def _with_synthetic_inputs(name: str, model: onnx.ModelProto) -> Network:

@@ -91,7 +91,7 @@ def markdown(results: list[dict]) -> str:
     """Return one table per thread count, and below them what was missing or wrong."""
     parts = []
     for threads, chosen in _by_threads(with_floors(results)).items():
-        parts.append(f"### {threads} thread{'s' if threads > 1 else ''}, batch 1, median ms (minimum)\n")
+        parts.append(f"### {threads} thread{'s' if threads > 1 else ''}, median ms (minimum)\n")
         parts.append(_table(chosen))
         parts += [f"{sentence}\n" for sentence in _floor_sentences(chosen)]
     parts.append(f"Measured on {_conditions(results)}.")

@@ -79,9 +79,17 @@ def test_interleave_takes_turns():
     assert times["a"].runs == 2
 
 
-def test_unknown_network_is_told_the_known_ones():
-    with pytest.raises(SystemExit, match="squeezenet"):
-        load_network("resnet51")
+@pytest.mark.parametrize("name", ["resnet51", "squeezenet@2", "espcn@", "espcn@0", "espcn@many"])
+def test_unknown_network_is_told_the_known_ones(name):
+    with pytest.raises(SystemExit, match=r"squeezenet.*espcn"):
+        load_network(name)
+
+
+def test_networks_of_the_zoo_come_in_batches():
+    network = load_network("espcn@3")
+    (shape,) = input_shapes(network.model).values()
+    assert shape[0] == 3
+    assert [x.shape for x in network.inputs(2, 0)] == [shape, shape]
 
 
 def test_compare_checks_outputs_and_names_what_is_missing(squeezenet, tmp_path, monkeypatch):
