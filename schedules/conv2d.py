@@ -384,17 +384,18 @@ class _Builder:
         for o in range(place.blocks):
             plane = place.image * self.result.channel_blocks + place.block + o
             per_channel = self.epilogue.per_channel(place.image, place.block + o)
-            values, indices = [], []
+            places = []
             for i in range(place.pixels):
                 pixel = row * out_w + (place.tx + i) * x.out_step + x.out_offset
                 value = acc[o * place.pixels + i]
                 value = convert(value, "float32") if self.integer else value
-                indices.append((plane * (out_h * out_w) + pixel) * LANES)
-                values.append(self.epilogue.run(per_channel, indices[-1], place.image * (out_h * out_w) + pixel, value))
+                index = (plane * (out_h * out_w) + pixel) * LANES
+                places.append((index, place.image * (out_h * out_w) + pixel, value))
+            values = self.epilogue.run_all(per_channel, places)
             if x.out_step == 1:
-                store_vectors(self.out, indices[0], values, self.spec.output, self.cpu, self.fits_int32)
+                store_vectors(self.out, places[0][0], values, self.spec.output, self.cpu, self.fits_int32)
             else:
-                for index, value in zip(indices, values, strict=True):
+                for (index, _, _), value in zip(places, values, strict=True):
                     store(self.out, index, finish(value, self.spec.output))
 
 

@@ -38,7 +38,7 @@ from .lanes import store_vectors
 from .padding import emit_interleaved, emit_pixel_major_copy, emit_stacked_image
 from .rule import Constants, Rule, pad_channels
 from .value_range import accumulator_range, fits_int32
-from .vector import KernelBuilder, convert, load, prefetch, scratch, when
+from .vector import KernelBuilder, convert, load, prefetch, scratch, side_by_side, when
 
 FEWEST_PIXELS = 8  # with fewer, a tile's rows are mostly empty, and weights arrive too slowly for it to matter
 CHUNK_BYTES = 16 << 10  # of data that stay in L1 while panels pass
@@ -71,6 +71,17 @@ def heuristic_knobs(spec: Conv2d, geometry: Geometry, spans: int, cpu: Cpu) -> d
     return {"order": "channels", "chunk": -(-geometry.blocks // parts), "panels": 1, **strips}
 
 
+def _pays(spec: Conv2d) -> bool:
+    """Whether tiles need fewer cycles than `vpdpbusd` for a block and a panel: not for very few products per output."""
+    geometry = Geometry.of(spec)
+    steps = geometry.source.groups * len(Reduction.of(spec, geometry.source).spans)
+    width = min(PANEL, spec.result.channel_blocks)
+    products = spec.inputs[0].shape[1] // spec.groups * spec.kernel[0] * spec.kernel[1]
+    tiles = steps * (64 if width == PANEL else 52) + 60 + 100 * width
+    vectors = BLOCK * width * (products / 8 + 2.5)
+    return tiles < vectors
+
+
 class Conv2dAmxRule(Rule):
     """Convolutions of u8 data on CPUs with AMX, whose maps fill tiles."""
 
@@ -84,6 +95,7 @@ class Conv2dAmxRule(Rule):
             and not spec.transposed
             and spec.pad_value is not None
             and spec.result.shape[2] * spec.result.shape[3] >= FEWEST_PIXELS
+            and _pays(spec)
         )
 
     def build(self, spec: Conv2d, constants: Constants, cpu: Cpu, knobs: dict | None = None) -> Kernel:
@@ -320,20 +332,21 @@ class _Builder:
 
         def emit(accumulators, tile, m: int, run: Run) -> None:
             def group(start, count: int) -> None:
-                at, values = plane + run.pixel + start, []
+                at, places = plane + run.pixel + start, []
                 for i in range(count):
                     row = run.row - m * amx.ROWS + start + i
                     value = convert(load(accumulators, tile + row * LANES), "float32")
-                    pixel = pixels + run.pixel + start + i
-                    values.append(self.epilogue.run(per_channel, (at + i) * LANES, pixel, value))
+                    places.append(((at + i) * LANES, pixels + run.pixel + start + i, value))
+                values = self.epilogue.run_all(per_channel, places)
                 store_vectors(self.out, at * LANES, values, self.spec.output, self.cpu, self.fits_int32)
 
-            fours, rest = divmod(run.count, 4)
-            if fours:
-                with T.serial(fours) as four:
-                    group(four * 4, 4)
+            size = side_by_side(self.spec.program)
+            groups, rest = divmod(run.count, size)
+            if groups:
+                with T.serial(groups) as g:
+                    group(g * size, size)
             if rest:
-                group(fours * 4, rest)
+                group(groups * size, rest)
 
         return emit
 

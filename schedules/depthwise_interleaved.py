@@ -13,7 +13,7 @@ from .cpu import Cpu
 from .depthwise_body import Body, pad_channels_last
 from .rule import Constants
 from .shuffle import PIXELS, every_second_pixel, pack_int16, pack_uint8, shuffle, transpose_lanes, unpack
-from .vector import const, convert, f32, intrinsic, let, load, maximum, minimum, real, run_program, store, to_int32
+from .vector import const, convert, f32, intrinsic, let, load, maximum, minimum, real, run_programs, store, to_int32
 
 MAX_UNROLLED_TAPS = 121  # larger kernels take the plain body, whose code does not grow with the kernel
 
@@ -153,7 +153,7 @@ class _SpreadEpilogue:
         """Four pixels from (y, x), 64 bytes."""
         index, _ = self.body.out_index(self.image, self.block, y, x)
         columns = [self._values(operand, buffer, index, accs) for operand, buffer in self.operands]
-        results = [run_program(self.spec.program, values) for values in zip(*columns, strict=True)]
+        results = run_programs(self.spec.program, list(zip(*columns, strict=True)))
         store(self.body.out, index, _narrow(results, self.spec.output), 64)
 
     def _values(self, operand, buffer, index, accs) -> list:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from tvm.tirx.script import builder as T
 
 from tvm_int8.specs import LANES, Spec
 
 from .rule import Constants, channel_operands
-from .vector import finish, load, real, run_program
+from .vector import finish, load, real, run_program, run_programs, side_by_side
 
 
 class Epilogue:
@@ -67,6 +69,17 @@ class Epilogue:
         pixel : flat [N, H, W] index
         accumulator : float32 vector
         """
+        return run_program(self.spec.program, self._values(per_channel, index, pixel, accumulator))
+
+    def run_all(self, per_channel: list, places: Sequence[tuple]) -> list:
+        """`run` for several (index, pixel, accumulator), a few at a time side by side."""
+        columns = [self._values(per_channel, *place) for place in places]
+        size = side_by_side(self.spec.program)
+        groups = [columns[i : i + size] for i in range(0, len(columns), size)]
+        return [result for group in groups for result in run_programs(self.spec.program, group)]
+
+    def _values(self, per_channel: list, index, pixel, accumulator) -> list:
+        """One float32 vector per operand."""
         tensors = iter(self._tensors)
         values = []
         for operand, value in zip(self.operands, per_channel, strict=True):
@@ -79,7 +92,7 @@ class Epilogue:
                 scalar = real(load(buffer, pixel * LANES, 1), operand.dtype, operand.zero_point, 1)
                 value = T.broadcast(scalar, LANES)
             values.append(value)
-        return run_program(self.spec.program, values)
+        return values
 
     def emit(self, per_channel: list, index, pixel, accumulator):
         """`run`, narrowed to the output's dtype."""

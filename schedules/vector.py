@@ -8,7 +8,7 @@ are one zmm register; LLVM splits them in halves on CPUs with 256-bit registers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -165,19 +165,24 @@ def to_int32(a, lanes: int = LANES):
     return intrinsic(f"int32x{lanes}", f"llvm.lrint.v{lanes}i32.v{lanes}f32", a)
 
 
-def _exp(x, lanes):
-    low, high = f32(arithmetic.EXP_LOW, lanes), f32(arithmetic.EXP_HIGH, lanes)
-    x = let(minimum(maximum(x, low), high))
-    n = let(rint(x * f32(arithmetic.LOG2_E, lanes), lanes))
-    r = let(fma(n, f32(-arithmetic.LN2_LOW, lanes), fma(n, f32(-arithmetic.LN2_HIGH, lanes), x, lanes), lanes))
-    p = f32(arithmetic.EXP_POLYNOMIAL[0], lanes)
+# Transcendental functions are generators that stop after every few instructions: `_side_by_side` runs those of several
+# vectors in turn.  One after the other, their long chains would fill the CPU's scheduler with instructions that wait.
+
+
+def _exp(x):
+    x = let(minimum(maximum(x, f32(arithmetic.EXP_LOW)), f32(arithmetic.EXP_HIGH)))
+    yield
+    n = let(rint(x * f32(arithmetic.LOG2_E)))
+    yield
+    r = let(fma(n, f32(-arithmetic.LN2_LOW), fma(n, f32(-arithmetic.LN2_HIGH), x)))
+    yield
+    p = f32(arithmetic.EXP_POLYNOMIAL[0])
     for coefficient in arithmetic.EXP_POLYNOMIAL[1:]:
-        p = fma(p, r, f32(coefficient, lanes), lanes)
-    p = fma(p, r * r, r, lanes) + f32(1, lanes)
-    power = T.reinterpret(
-        f"float32x{lanes}", (to_int32(n, lanes) + const(127, "int32", lanes)) << const(23, "int32", lanes)
-    )
-    return p * power
+        p = let(fma(p, r, f32(coefficient)))
+        yield
+    p = let(fma(p, r * r, r) + f32(1))
+    yield
+    return p * T.reinterpret("float32x16", (to_int32(n) + const(127, "int32")) << const(23, "int32"))
 
 
 def _log(x):
@@ -213,23 +218,65 @@ def divide_by_power(value, base, exponent: float):
     if exponent == 0.75:
         root = _inverse_fourth_root(base)
         return fenced(value * (root * (root * root)))
-    power = _opaque(_exp(_opaque(_log(base)) * f32(np.float32(-exponent)), LANES))
+    (power,) = _side_by_side([_exp(_opaque(_log(base)) * f32(np.float32(-exponent)))])
     return fenced(value * power)
 
 
-def _sigmoid(x, lanes):
-    return f32(1, lanes) / (f32(1, lanes) + _exp(f32(0, lanes) - x, lanes))
+def _sigmoid(x):
+    exponent = maximum(x * f32(-arithmetic.LOG2_E), f32(arithmetic.SIGMOID_LOW))
+    exponent = let(minimum(exponent, f32(arithmetic.SIGMOID_HIGH)))
+    yield
+    n = let(rint(exponent))
+    yield
+    r = let(exponent - n)
+    p = f32(arithmetic.EXP2_POLYNOMIAL[0])
+    for coefficient in arithmetic.EXP2_POLYNOMIAL[1:]:
+        yield
+        p = let(fma(p, r, f32(coefficient)))
+    power = (to_int32(n) + const(127 + 256, "int32")) << const(23, "int32")
+    yield
+    negative = _opaque(fma(p, T.reinterpret("float32x16", power), f32(-1)))
+    guess = const(arithmetic.RECIPROCAL_BITS, "int32") - T.reinterpret("int32x16", negative)
+    y = _opaque(T.reinterpret("float32x16", guess))
+    for _ in range(arithmetic.RECIPROCAL_STEPS):
+        yield
+        error = let(fma(negative, y, f32(1)))
+        yield
+        y = _opaque(fma(y, error, y))
+    return y
 
 
-def _erf(x, lanes):
+def _tanh(x):
+    y = yield from _sigmoid(x * f32(2))
+    return fma(f32(2), y, f32(-1))
+
+
+def _erf(x):
     x = let(x)
-    magnitude = let(intrinsic(f"float32x{lanes}", "llvm.fabs", x))
-    t = let(f32(1, lanes) / fma(magnitude, f32(arithmetic.ERF_P, lanes), f32(1, lanes), lanes))
-    p = f32(arithmetic.ERF_POLYNOMIAL[0], lanes)
+    magnitude = let(intrinsic("float32x16", "llvm.fabs", x))
+    t = let(f32(1) / fma(magnitude, f32(arithmetic.ERF_P), f32(1)))
+    yield
+    p = f32(arithmetic.ERF_POLYNOMIAL[0])
     for coefficient in arithmetic.ERF_POLYNOMIAL[1:]:
-        p = fma(p, t, f32(coefficient, lanes), lanes)
-    value = let(fma(f32(0, lanes) - p * t, _exp(f32(0, lanes) - magnitude * magnitude, lanes), f32(1, lanes), lanes))
-    return T.Select(x < f32(0, lanes), f32(0, lanes) - value, value)
+        p = let(fma(p, t, f32(coefficient)))
+        yield
+    power = yield from _exp(f32(0) - magnitude * magnitude)
+    value = let(fma(f32(0) - p * t, power, f32(1)))
+    return T.Select(x < f32(0), f32(0) - value, value)
+
+
+def _side_by_side(generators: Sequence[Generator]) -> list:
+    """The results of generators that emit code, each of them bound; their code alternates."""
+    results: list = [None] * len(generators)
+    running = list(enumerate(generators))
+    while running:
+        for i, generator in list(running):
+            try:
+                next(generator)
+            except StopIteration as end:
+                results[i] = _opaque(let(end.value))
+                running.remove((i, generator))
+    return results
 
 
 def _unary(name):
@@ -251,15 +298,11 @@ STEPS = {
     "round": _unary("llvm.rint"),
     "floor": _unary("llvm.floor"),
     "ceil": _unary("llvm.ceil"),
-    "exp": _exp,
-    "sigmoid": _sigmoid,
-    "tanh": lambda a, lanes: fma(f32(2, lanes), _sigmoid(a * f32(2, lanes), lanes), f32(-1, lanes), lanes),
-    "erf": _erf,
     "prelu": lambda a, slope, lanes: T.Select(a < f32(0, lanes), a * slope, a),
 }
 
 
-_TRANSCENDENTAL = {"exp", "sigmoid", "tanh", "erf"}
+_TRANSCENDENTAL = {"exp": _exp, "sigmoid": _sigmoid, "tanh": _tanh, "erf": _erf}
 
 
 def let(value):
@@ -287,14 +330,28 @@ def real(value, dtype: str, zero_point: int = 0, lanes: int = LANES):
     return convert(wide, "float32", lanes)
 
 
-def run_program(program: Program, values, lanes: int = LANES):
-    """Emit a program's steps over vectors, one per operand; returns the vector of its last slot."""
-    slots = list(values)
+def run_programs(program: Program, columns: Sequence[Sequence]) -> list:
+    """Emit a program's steps over several vectors side by side: columns of one vector per operand; the last slots."""
+    slots = [list(values) for values in columns]
     for op, *arguments in program.steps:
-        taken = [slots[int(a[1:])] if isinstance(a, str) else f32(np.float32(a), lanes) for a in arguments]
-        value = let(STEPS[op](*taken, lanes))
-        slots.append(_opaque(value) if op in _TRANSCENDENTAL and lanes == LANES else value)
-    return slots[-1]
+        taken = [[s[int(a[1:])] if isinstance(a, str) else f32(np.float32(a)) for a in arguments] for s in slots]
+        if op in _TRANSCENDENTAL:
+            values = _side_by_side([_TRANSCENDENTAL[op](*t) for t in taken])
+        else:
+            values = [let(STEPS[op](*t, LANES)) for t in taken]
+        for column, value in zip(slots, values, strict=True):
+            column.append(value)
+    return [column[-1] for column in slots]
+
+
+def side_by_side(program: Program) -> int:
+    """How many vectors' steps should alternate: more where their chains of dependent instructions are long."""
+    return 8 if any(op in _TRANSCENDENTAL for op, *_ in program.steps) else 4
+
+
+def run_program(program: Program, values: Sequence):
+    """Emit a program's steps over vectors, one per operand; returns the vector of its last slot."""
+    return run_programs(program, [values])[0]
 
 
 def finish(value, output: Output, lanes: int = LANES):

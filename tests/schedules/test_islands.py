@@ -9,7 +9,7 @@ from tvm import relax, tirx
 from tvm.relax import op
 from tvm.tirx.script import builder as T
 
-from tests.schedules.kernel_testing import guarded
+from tests.schedules.kernel_testing import guarded, runnable
 from tvm_int8.schedules import island_math
 from tvm_int8.schedules.cpu import Cpu
 from tvm_int8.schedules.island_expressions import i64
@@ -40,7 +40,7 @@ def legalized(call, *arguments) -> tirx.PrimFunc:
 
 def compiled(func: tirx.PrimFunc, cpu: Cpu):
     module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
-    return tvm.compile(module, target=tvm.target.Target({"kind": "llvm", "mcpu": cpu.name}))["main"]
+    return tvm.compile(module, target=tvm.target.Target({"kind": "llvm", "mcpu": runnable(cpu.name)}))["main"]
 
 
 def run(func: tirx.PrimFunc, cpu: Cpu, *inputs: np.ndarray) -> list[np.ndarray]:
