@@ -279,12 +279,20 @@ class _Builder:
         ahead = y.count * x_tiles <= MOST_REUSES and (self.integer or both_fit or once)
         distance = STREAM_BYTES // self.multiply_add.weight_bytes if once else tile_weights
         with T.parallel(n * (full + bool(tail)) * y.count * x_tiles) as task:
-            tx, rest = task % x_tiles, task // x_tiles
-            ty, rest = rest % y.count, rest // y.count
             tiles = full + bool(tail)
-            # Images innermost where weights are larger than they: these are read once for all images then.
-            heavy = tiles * tile_weights > math.prod(self.data.physical_shape[1:])
-            tile, image = (rest // n, rest % n) if heavy else (rest % tiles, rest // tiles)
+            data_bytes = math.prod(self.data.physical_shape[1:]) * np.dtype(self.data.dtype).itemsize
+            weight_bytes = tiles * tile_weights * self.multiply_add.weight_bytes
+            if weight_bytes <= self.cpu.l2_bytes // 4 and data_bytes > self.cpu.l2_bytes // 2:
+                # Output channels inside rows: weights stay in L2, and a row of data is read from afar once.
+                inner = x_tiles if y.count > 1 else 1  # the only row of 1x1 convolutions is long
+                tile, rest = task // inner % tiles, task // (inner * tiles) * inner + task % inner
+                tx, rest = rest % x_tiles, rest // x_tiles
+                ty, image = rest % y.count, rest // y.count
+            else:
+                tx, rest = task % x_tiles, task // x_tiles
+                ty, rest = rest % y.count, rest // y.count
+                # Images inside output channels where weights are the larger part: they are read once for all images.
+                tile, image = (rest // n, rest % n) if weight_bytes > data_bytes else (rest % tiles, rest // tiles)
 
             def emit(blocks: int, pixels: int) -> None:
                 weight = weight_offset + tile * tile_weights
