@@ -19,7 +19,10 @@ import tvm_int8
 CLASSIFIERS = ("resnet8_cifar10", "resnet20_cifar10", "resnet32_cifar10", "mobilenetv1_025_vww")
 OTHERS = ("yolo_fastest_1.1", "espnet_camvid")
 CALIBRATION = 256
-MAX_LOSS = 0.01
+MAX_LOSS = {**dict.fromkeys(CLASSIFIERS, 0.01), **dict.fromkeys(OTHERS, 0.015)}
+"""Of the metric. Detector and segmenter have 48 and 16 images: settings with 22 to 28 dB score within half a point of
+each other there, and not in the order of their noise."""
+MIN_SQNR_DB = 20
 MIN_EQUAL_DECISIONS = 0.99
 
 
@@ -59,12 +62,16 @@ def test_fp32_matches_onnxruntime(name, real_models, run_all):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*CLASSIFIERS, *OTHERS])
 def test_int8_keeps_the_metric(name, real_models, fp32):
-    """The loss is within one point, and a classifier decides like its FP32 original on 99 % of the images."""
+    """The loss is small, so is the noise, and a classifier decides like its FP32 original on 99 % of the images."""
     calibration = real_models.calibration_batches(name, CALIBRATION)
     int8 = Recorder(tvm_int8.compile(real_models.model_path(name), calibration=calibration))
     metric = real_models.score(name, int8)
     expected, reference = fp32(name)
-    assert metric >= expected - MAX_LOSS, f"{name}: {metric:.4f} in INT8, {expected:.4f} in FP32"
+    print(f"{name}: {metric:.4f} in INT8, {expected:.4f} in FP32")
+    assert metric >= expected - MAX_LOSS[name], f"{name}: {metric:.4f} in INT8, {expected:.4f} in FP32"
+    sqnr = metrics.sqnr_db(reference, int8.first)
+    assert sqnr >= MIN_SQNR_DB, f"{name}: {sqnr:.1f} dB"
     if name in CLASSIFIERS:
         equal = metrics.equal_decisions(reference, int8.first)
+        print(f"{name}: {equal:.2%} equal decisions")
         assert equal >= MIN_EQUAL_DECISIONS, f"{name}: INT8 decides like FP32 on {equal:.2%} of the images"
