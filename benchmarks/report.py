@@ -176,7 +176,7 @@ def _machine() -> str:
 
 def _versions(results: list[dict]) -> str:
     rows = [row for result in results for row in result["runners"].values()]
-    found = {row["name"].split()[0]: row["version"] for row in rows if row["version"]}
+    found = {row["name"].split()[0]: row["version"].split("-")[0] for row in rows if row["version"]}
     return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
