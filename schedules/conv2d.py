@@ -43,7 +43,7 @@ from .lanes import store_vectors
 from .padding import emit_padded_copy
 from .rule import Constants, Rule
 from .value_range import accumulator_range, fits_int32
-from .vector import KernelBuilder, Registers, convert, finish, load, prefetch, store
+from .vector import KernelBuilder, Registers, branch, convert, finish, load, prefetch, store
 
 CACHE_LINE = 64
 MOST_REUSES = 64  # tiles with the same weights up to which the next weights are fetched ahead: more hide it anyway
@@ -304,7 +304,7 @@ class _Builder:
 
             def by_width(blocks: int) -> None:
                 last = x.count - (x_tiles - 1) * ow_tile
-                _branch(
+                branch(
                     tx < x_tiles - 1,
                     x_tiles > 1 and last != ow_tile,
                     lambda: emit(blocks, ow_tile),
@@ -312,7 +312,7 @@ class _Builder:
                 )
 
             if full:
-                _branch(tile < full, tail, lambda: by_width(oc_tile), lambda: by_width(tail))
+                branch(tile < full, tail, lambda: by_width(oc_tile), lambda: by_width(tail))
             else:
                 by_width(tail)
         return steps * self.result.channel_blocks * self.multiply_add.vector_elements
@@ -423,14 +423,3 @@ class _Place:
     task: Any = 0  # which of the `tasks` tiles with the same weights this is
     tasks: int = 1
     parts: int = 1  # unrolled steps of a tile
-
-
-def _branch(condition, needed, then, otherwise) -> None:
-    if not needed:
-        then()
-        return
-    with T.If(condition):
-        with T.Then():
-            then()
-        with T.Else():
-            otherwise()

@@ -36,9 +36,10 @@ from .cpu import Cpu
 from .epilogue import Epilogue
 from .lanes import store_vectors
 from .padding import emit_interleaved, emit_pixel_major_copy, emit_stacked_image
+from .programs import side_by_side
 from .rule import Constants, Rule, pad_channels
 from .value_range import accumulator_range, fits_int32
-from .vector import KernelBuilder, convert, load, prefetch, scratch, side_by_side, when
+from .vector import KernelBuilder, branch, convert, load, prefetch, scratch, when
 
 FEWEST_PIXELS = 8  # with fewer, a tile's rows are mostly empty, and weights arrive too slowly for it to matter
 CHUNK_BYTES = 16 << 10  # of data that stay in L1 while panels pass
@@ -241,7 +242,7 @@ class _Builder:
 
         def by_segment(width: int, segments=geometry.segments, start: int = 0) -> None:
             first, *others = segments
-            _branch(
+            branch(
                 position < start + first.count,
                 others,
                 lambda: in_segment(first, start, width),
@@ -252,7 +253,7 @@ class _Builder:
         if odd and panels == 1:
             by_segment(odd)
         else:
-            _branch(panel < panels - 1, odd, lambda: by_segment(PANEL), lambda: by_segment(odd))
+            branch(panel < panels - 1, odd, lambda: by_segment(PANEL), lambda: by_segment(odd))
 
     def _emit_products(self, place: _Place, groups, accumulators=None, bank=0, resume=False) -> None:
         """The products of one block of pixels with `groups` (first, count) of a panel, on top of what `bank` holds."""
@@ -273,7 +274,7 @@ class _Builder:
         if isinstance(resume, bool):
             (from_bank if resume else from_bias)()
         else:
-            _branch(resume, True, from_bank, from_bias)
+            branch(resume, True, from_bank, from_bias)
         with T.serial(groups[1]) as i:
             group = T.Bind(groups[0] + i)
             step = T.Bind(weights + group * (len(self.spans) * width * amx.TILE_BYTES))
@@ -381,14 +382,3 @@ class _Place:
 def _at_most(size: int, total: int, first):
     """How many of `total` are left from `first` on, but at most `size`."""
     return size if total % size == 0 else T.min(size, total - first)
-
-
-def _branch(condition, needed, then, otherwise) -> None:
-    if not needed:
-        then()
-        return
-    with T.If(condition):
-        with T.Then():
-            then()
-        with T.Else():
-            otherwise()

@@ -11,9 +11,10 @@ from tvm_int8.specs import LANES, Conv2d, Output
 
 from .cpu import Cpu
 from .depthwise_body import Body, pad_channels_last
+from .programs import run_programs
 from .rule import Constants
 from .shuffle import PIXELS, every_second_pixel, pack_int16, pack_uint8, shuffle, transpose_lanes, unpack
-from .vector import const, convert, f32, intrinsic, let, load, maximum, minimum, real, run_programs, store, to_int32
+from .vector import const, convert, f32, intrinsic, let, load, maximum, minimum, real, store, to_int32
 
 MAX_UNROLLED_TAPS = 121  # larger kernels take the plain body, whose code does not grow with the kernel
 

@@ -9,8 +9,9 @@ from tvm.tirx.script import builder as T
 
 from tvm_int8.specs import LANES, Spec
 
+from .programs import run_program, run_programs, side_by_side
 from .rule import Constants, channel_operands
-from .vector import finish, load, real, run_program, run_programs, side_by_side
+from .vector import finish, load, real
 
 
 class Epilogue:

@@ -29,8 +29,9 @@ from tvm_int8.specs import LANES, Kernel, Lrn
 from .cpu import Cpu
 from .epilogue import Epilogue
 from .lanes import elements, first_lanes, shuffle, store_vectors, tasks
+from .programs import divide_by_power
 from .rule import Constants, Rule
-from .vector import KernelBuilder, Registers, divide_by_power, f32, fenced, fma, let, load, real
+from .vector import KernelBuilder, Registers, f32, fenced, fma, let, load, real
 
 PIXELS = 4
 

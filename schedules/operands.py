@@ -7,7 +7,8 @@ from tvm.tirx.script import builder as T
 from tvm_int8.specs import LANES
 
 from .lanes import first_lanes, load_masked
-from .vector import f32, let, load, real, run_program
+from .programs import run_program
+from .vector import f32, let, load, real
 
 _MAY_DIVIDE = {"div", "sqrt"}
 
