@@ -348,7 +348,8 @@ class _Builder:
         share = -(-lines // place.tasks)
         first = (place.task * place.parts + part) * share
         for line in range(share):
-            prefetch(self.weight, place.weight + place.next_weights + (first + line) * line_elements)
+            index = place.weight + place.next_weights + (first + line) * line_elements
+            prefetch(self.weight, index, into_l1=place.tasks == 1)
 
     def _step_address(self, place, outer, q, row, column):
         """Flat index of the data of one step at the tile's first pixel."""
