@@ -30,7 +30,7 @@ from tvm.tirx.script import builder as T
 
 from tvm_int8.specs import LANES, Conv2d, Kernel
 
-from . import amx
+from . import amx, conv2d
 from .amx_geometry import BLOCK, PANEL, Geometry, Reduction, Run, Segment, packed_weight, reads_single_pixels
 from .cpu import Cpu
 from .epilogue import Epilogue
@@ -77,9 +77,9 @@ def _pays(spec: Conv2d) -> bool:
     geometry = Geometry.of(spec)
     steps = geometry.source.groups * len(Reduction.of(spec, geometry.source).spans)
     width = min(PANEL, spec.result.channel_blocks)
-    products = spec.inputs[0].shape[1] // spec.groups * spec.kernel[0] * spec.kernel[1]
+    instructions = conv2d.Reduction.of(spec).length * spec.kernel[0] * spec.kernel[1]
     tiles = steps * (64 if width == PANEL else 52) + 60 + 100 * width
-    vectors = BLOCK * width * (products / 8 + 2.5)
+    vectors = BLOCK * width * (instructions / 2 + 2.5)
     return tiles < vectors
 
 

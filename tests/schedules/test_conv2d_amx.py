@@ -163,3 +163,9 @@ def test_not_for_other_cpus_or_single_pixels():
 )
 def test_not_for_very_few_products_per_output(c, o, kernel, taken):
     assert RULE.applies(conv_spec(c=c, o=o, hw=(28, 28), kernel=(kernel, kernel)), SAPPHIRERAPIDS) == taken
+
+
+def test_products_are_counted_as_vpdpbusd_would_compute_them():
+    """Channels in fours, and all that sixteen output channels of a grouped convolution read."""
+    assert RULE.applies(conv_spec(c=1, o=64, hw=(96, 96), kernel=(5, 5), block=4), SAPPHIRERAPIDS)
+    assert RULE.applies(conv_spec(c=128, o=128, hw=(28, 28), groups=32), SAPPHIRERAPIDS)
