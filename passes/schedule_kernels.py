@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from tvm import relax
 from tvm_int8.kernel_op import constants_of, inputs_of, is_kernel, spec_of, stored_of, tensor_of
 from tvm_int8.schedules import amx
 from tvm_int8.schedules.cpu import Cpu
+from tvm_int8.schedules.knobs import Choice
 from tvm_int8.schedules.registry import deliver
 from tvm_int8.schedules.rule import Constants
 from tvm_int8.specs import Spec
@@ -27,17 +29,19 @@ from tvm_int8.specs import Spec
 from .dataflow import Rebuilder, rebuild
 from .expressions import Expr
 
+Choose = Callable[[Spec], Choice | None]
+
 
 @tvm.transform.module_pass(opt_level=0, name="ScheduleKernels")
 class ScheduleKernels:
-    """Deliver every order for `cpu`."""
+    """Deliver every order for `cpu`, as `choose` says: spec -> Choice, or None for the heuristic."""
 
-    def __init__(self, cpu: Cpu):
-        self.cpu = cpu
+    def __init__(self, cpu: Cpu, choose: Choose = lambda spec: None):
+        self.cpu, self.choose = cpu, choose
 
     def transform_module(self, mod: tvm.IRModule, _ctx) -> tvm.IRModule:
         """Return the module with scheduled PrimFuncs."""
-        delivery = _Delivery(self.cpu)
+        delivery = _Delivery(self.cpu, self.choose)
         out = rebuild(mod, delivery)
         for variable, func in delivery.functions.items():
             out.update_func(variable, func)
@@ -45,8 +49,8 @@ class ScheduleKernels:
 
 
 class _Delivery:
-    def __init__(self, cpu: Cpu):
-        self.cpu = cpu
+    def __init__(self, cpu: Cpu, choose: Choose):
+        self.cpu, self.choose = cpu, choose
         self.functions: dict[tvm.ir.GlobalVar, object] = {}
         self.rows: dict[str, dict] = {}
         self._known: dict[str, tvm.ir.GlobalVar] = {}
@@ -58,7 +62,7 @@ class _Delivery:
         if not is_kernel(value):
             return None
         spec, constants = spec_of(value), Constants.of(constants_of(value))
-        kernel = deliver(spec, constants, self.cpu)
+        kernel = deliver(spec, constants, self.cpu, self.choose(spec))
         key = replace(spec, layer="").to_json() + str([(c.shape, str(c.dtype)) for c in kernel.constants])
         if key not in self._known:
             name = self._unique(kernel.name)

@@ -37,8 +37,11 @@ from tvm.tirx.script import builder as T
 from tvm_int8.specs import LANES, Conv2d, Kernel
 
 from . import dot
+from .conv2d_geometry import Geometry, Reduction
+from .conv2d_knobs import knob_space
 from .cpu import Cpu
 from .epilogue import Epilogue
+from .knobs import KnobSpace
 from .lanes import store_vectors
 from .padding import emit_padded_copy
 from .rule import Constants, Rule
@@ -46,103 +49,17 @@ from .value_range import accumulator_range, fits_int32
 from .vector import KernelBuilder, Registers, branch, convert, finish, load, prefetch, store
 
 CACHE_LINE = 64
-MOST_REUSES = 64  # tiles with the same weights up to which the next weights are fetched ahead: more hide it anyway
 STREAM_BYTES = 8 << 10  # how far ahead weights are fetched where those of a tile do not stay in L2
-UNROLLED_STEPS = 4  # reduction steps written out in the innermost loop
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One spatial axis of a phase: output t * out_step + out_offset reads inputs t * in_step + first + i * tap_step."""
-
-    count: int  # outputs of this phase
-    out_step: int
-    out_offset: int
-    in_step: int
-    first: int
-    tap_step: int
-    taps: tuple[int, ...]  # indices into the kernel, in the order of i
-
-    def reads(self) -> tuple[int, int]:
-        """Lowest and highest input index read (empty phases read nothing)."""
-        if not self.taps or not self.count:
-            return 0, 0
-        ends = [self.first, self.first + (len(self.taps) - 1) * self.tap_step]
-        return min(ends), max(ends) + (self.count - 1) * self.in_step
-
-
-def _axis_phases(spec: Conv2d, axis: int) -> list[Axis]:
-    size, kernel, stride = spec.result.shape[2 + axis], spec.kernel[axis], spec.strides[axis]
-    dilation, before = spec.dilation[axis], spec.padding[axis]
-    if not spec.transposed:
-        return [Axis(size, 1, 0, stride, -before, dilation, tuple(range(kernel)))]
-    phases = []
-    for offset in range(min(stride, size)):
-        # output o = t * stride + offset meets tap k at input (o + before - k * dilation) / stride when that is whole
-        taps = [k for k in range(kernel) if (offset + before - k * dilation) % stride == 0]
-        first = (offset + before - taps[0] * dilation) // stride if taps else 0
-        step = -(taps[1] - taps[0]) * dilation // stride if len(taps) > 1 else 0
-        phases.append(Axis(-(-(size - offset) // stride), stride, offset, 1, first, step, tuple(taps)))
-    return phases
-
-
-@dataclass(frozen=True)
-class Reduction:
-    """The input channels one block of 16 output channels needs, in steps of `unit` channels."""
-
-    unit: int  # channels per step
-    per_block: int  # steps per channel block of the data
-    length: int  # steps per output-channel block and tap
-    starts: tuple[int, ...]  # first step, per output-channel block
-
-    @property
-    def whole_blocks(self) -> bool:
-        return self.length % self.per_block == 0 and all(s % self.per_block == 0 for s in self.starts)
-
-    @staticmethod
-    def of(spec: Conv2d) -> Reduction:
-        data = spec.inputs[0]
-        unit = 4 if data.dtype == "uint8" else 1
-        per_block = data.block // unit
-        channels, out_channels = data.shape[1], spec.result.shape[1]
-        total = data.channel_blocks * per_block
-        if spec.groups == 1:
-            length = -(-channels // unit) if data.channel_blocks == 1 else total
-            return Reduction(unit, min(per_block, length), length, (0,) * spec.result.channel_blocks)
-        in_group, out_group = channels // spec.groups, out_channels // spec.groups
-        ranges = []
-        for block in range(spec.result.channel_blocks):
-            last = min(block * LANES + LANES, out_channels) - 1
-            low, high = block * LANES // out_group * in_group, (last // out_group + 1) * in_group
-            ranges.append((low // unit, -(-high // unit)))
-        length = max(high - low for low, high in ranges)
-        return Reduction(unit, per_block, length, tuple(min(low, total - length) for low, _ in ranges))
-
-
-def heuristic_knobs(spec: Conv2d, reduction: Reduction, cpu: Cpu, width: int) -> dict:
-    """ow_tile and oc_tile with the fewest register-tile loads per multiply-add that fit the register file."""
-    blocks = spec.result.channel_blocks
-    best = None
-    for oc_tile in range(1, min(blocks, 16) + 1):
-        if any(len(set(reduction.starts[i : i + oc_tile])) > 1 for i in range(0, blocks, oc_tile)):
-            continue  # a tile must read one range of input channels
-        limit = (cpu.vector_registers * cpu.vector_bits // 512 - 1 - oc_tile) // oc_tile
-        if limit < 1:
-            break
-        tiles = -(-width // limit)
-        ow_tile = -(-width // tiles)
-        wasted = (tiles * ow_tile) / width * (-(-blocks // oc_tile) * oc_tile) / blocks
-        loads = 1 / ow_tile + 1 / oc_tile  # per multiply-add; many CPUs load less often than they multiply
-        idle = max(1.0, 10 / (ow_tile * oc_tile))  # ten accumulators hide the latency of two instructions per cycle
-        # weights come from L2, data from L1: a tie goes to the tile that loads fewer weights
-        cost = wasted * max(idle, 1.0 + 0.6 * max(0.0, loads - 0.6)) + 0.05 * (2 / ow_tile + 0.5 / oc_tile)
-        if best is None or cost < best[0]:
-            best = (cost, {"ow_tile": ow_tile, "oc_tile": oc_tile})
-    return best[1]
 
 
 class Conv2dRule(Rule):
     """Any `Conv2d` spec whose data has channel blocks of 16 or 4."""
+
+    template = "conv2d"
+    version = 1
+
+    def knob_space(self, spec: Conv2d, cpu: Cpu) -> KnobSpace:
+        return knob_space(spec, cpu)
 
     def applies(self, spec, cpu: Cpu) -> bool:
         return (
@@ -163,29 +80,12 @@ class _Builder:
         self.integer = self.data.dtype == "uint8"
         self.acc_dtype = "int32" if self.integer else "float32"
         self.reduction = Reduction.of(spec)
-        self.phases = [(y, x) for y in _axis_phases(spec, 0) for x in _axis_phases(spec, 1)]
-        _, _, self.height, self.width = self.data.shape
-        pads = [self._pads(0, self.height), self._pads(1, self.width)]
-        self.pads = (pads[0][0], pads[1][0], pads[0][1], pads[1][1])
-        self._flatten_pixels()
-        width = max(x.count for _, x in self.phases)
-        self.knobs = knobs or heuristic_knobs(spec, self.reduction, cpu, width)
+        self.knobs = dict(knobs) if knobs else knob_space(spec, cpu).heuristic
+        geometry = Geometry.of(spec, flat=self.knobs["pixels"] == "map")
+        self.phases, self.pads = geometry.phases, geometry.pads
+        self.height, self.width = geometry.height, geometry.width
         self.fits_int32 = self.integer and fits_int32(spec.program, constants, accumulator_range(spec, constants))
         self.multiply_add = dot.for_cpu(cpu) if self.integer else dot.Float32()
-
-    def _pads(self, axis: int, size: int) -> tuple[int, int]:
-        reads = [phase[axis].reads() for phase in self.phases]
-        return max(0, -min(r[0] for r in reads)), max(0, max(r[1] for r in reads) - (size - 1))
-
-    def _flatten_pixels(self) -> None:
-        """A 1x1 convolution of stride 1 sees one long row of pixels."""
-        y, x = self.phases[0]
-        pointwise = len(self.phases) == 1 and len(y.taps) == len(x.taps) == 1
-        in_place = y.in_step == x.in_step == 1 and not any(self.pads)
-        if pointwise and in_place and (self.height, self.width) == self.result.shape[2:]:
-            self.width = self.height * self.width
-            self.height = 1
-            self.phases = [(Axis(1, 1, 0, 1, 0, 1, (0,)), Axis(self.width, 1, 0, 1, 0, 1, (0,)))]
 
     def build(self) -> Kernel:
         spec = self.spec
@@ -238,7 +138,7 @@ class _Builder:
             rows, cols = slice(g * out_group, (g + 1) * out_group), slice(g * in_group, (g + 1) * in_group)
             dense[rows, cols] = weight[cols].swapaxes(0, 1) if self.spec.transposed else weight[rows]
         dense = dense[:, :, list(y.taps)][:, :, :, list(x.taps)]
-        inner = red.per_block if red.whole_blocks else 1
+        inner = red.inner
         blocks = []
         for block, start in enumerate(red.starts):
             part = dense[block * LANES : (block + 1) * LANES, start * red.unit : (start + red.length) * red.unit]
@@ -271,18 +171,12 @@ class _Builder:
         steps = self.reduction.length * len(y.taps) * len(x.taps)
         tile_weights = steps * oc_tile * self.multiply_add.vector_elements
         x_tiles = -(-x.count // ow_tile)
-        n = self.data.shape[0]
-        inner = self.reduction.per_block if self.reduction.whole_blocks else 1
-        unrolled = math.gcd(inner, UNROLLED_STEPS)
-        both_fit = 2 * tile_weights * self.multiply_add.weight_bytes <= self.cpu.l2_bytes
-        once = y.count * x_tiles == 1 and not both_fit
-        ahead = y.count * x_tiles <= MOST_REUSES and (self.integer or both_fit or once)
-        distance = STREAM_BYTES // self.multiply_add.weight_bytes if once else tile_weights
-        with T.parallel(n * (full + bool(tail)) * y.count * x_tiles) as task:
-            tiles = full + bool(tail)
-            data_bytes = math.prod(self.data.physical_shape[1:]) * np.dtype(self.data.dtype).itemsize
-            weight_bytes = tiles * tile_weights * self.multiply_add.weight_bytes
-            if weight_bytes <= self.cpu.l2_bytes // 4 and data_bytes > self.cpu.l2_bytes // 2:
+        n, tiles = self.data.shape[0], full + bool(tail)
+        unrolled = self.knobs["unroll"]
+        stream = STREAM_BYTES // self.multiply_add.weight_bytes
+        distance = {"none": 0, "next": tile_weights, "stream": stream}[self.knobs["prefetch"]]
+        with T.parallel(n * tiles * y.count * x_tiles) as task:
+            if self.knobs["order"] == "rows":
                 # Output channels inside rows: weights stay in L2, and a row of data is read from afar once.
                 inner = x_tiles if y.count > 1 else 1  # the only row of 1x1 convolutions is long
                 tile, rest = task // inner % tiles, task // (inner * tiles) * inner + task % inner
@@ -292,12 +186,14 @@ class _Builder:
                 tx, rest = task % x_tiles, task // x_tiles
                 ty, rest = rest % y.count, rest // y.count
                 # Images inside output channels where weights are the larger part: they are read once for all images.
+                data_bytes = math.prod(self.data.physical_shape[1:]) * np.dtype(self.data.dtype).itemsize
+                weight_bytes = tiles * tile_weights * self.multiply_add.weight_bytes
                 tile, image = (rest // n, rest % n) if weight_bytes > data_bytes else (rest % tiles, rest // tiles)
 
             def emit(blocks: int, pixels: int) -> None:
                 weight = weight_offset + tile * tile_weights
                 place = _Place(image, tile * oc_tile, ty, tx * ow_tile, weight, bias_block, blocks, pixels)
-                if ahead:
+                if distance:
                     share = {"task": ty * x_tiles + tx, "tasks": y.count * x_tiles, "parts": steps // unrolled}
                     place = replace(place, next_weights=distance, **share)
                 self._emit_tile(phase, place)
@@ -325,8 +221,7 @@ class _Builder:
             for i in range(pixels):
                 acc[o * pixels + i] = bias
         if y.taps and x.taps:
-            inner = red.per_block if red.whole_blocks else 1
-            unrolled = math.gcd(inner, UNROLLED_STEPS)
+            inner, unrolled = red.inner, self.knobs["unroll"]
             with T.serial(red.length // inner) as outer, T.serial(len(y.taps)) as i, T.serial(len(x.taps)) as j:
                 position = ((outer * len(y.taps) + i) * len(x.taps) + j) * inner
                 row = place.ty * y.in_step + y.first + i * y.tap_step + self.pads[0]

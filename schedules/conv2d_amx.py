@@ -30,10 +30,12 @@ from tvm.tirx.script import builder as T
 
 from tvm_int8.specs import LANES, Conv2d, Kernel
 
-from . import amx, conv2d
+from . import amx, conv2d_geometry
 from .amx_geometry import BLOCK, PANEL, Geometry, Reduction, Run, Segment, packed_weight, reads_single_pixels
+from .conv2d_amx_knobs import knob_space
 from .cpu import Cpu
 from .epilogue import Epilogue
+from .knobs import KnobSpace
 from .lanes import store_vectors
 from .padding import emit_interleaved, emit_pixel_major_copy, emit_stacked_image
 from .programs import side_by_side
@@ -42,34 +44,8 @@ from .value_range import accumulator_range, fits_int32
 from .vector import KernelBuilder, branch, convert, load, prefetch, scratch, when
 
 FEWEST_PIXELS = 8  # with fewer, a tile's rows are mostly empty, and weights arrive too slowly for it to matter
-CHUNK_BYTES = 16 << 10  # of data that stay in L1 while panels pass
-PART_BYTES = 18 << 10  # of a panel that stay in L1 while a strip of blocks passes
-STRIP = 4  # blocks that a part of a panel serves before the next part
 ACCUMULATORS = BLOCK * PANEL * LANES  # of a block
 CACHE_LINE = 64
-
-
-def heuristic_knobs(spec: Conv2d, geometry: Geometry, spans: int, cpu: Cpu) -> dict:
-    """chunk (blocks of pixels), panels, and which of the two loops over them is outermost.
-
-    Either all panels of weights are read for every chunk, or all pixels for every panel, from L2.
-    """
-    panels, groups = -(-spec.result.channel_blocks // PANEL), geometry.source.groups
-    part_bytes = spans * PANEL * amx.TILE_BYTES
-    part = max(1, PART_BYTES // part_bytes)
-    strips = {"part": part, "strip": STRIP} if spans > 1 and groups * part_bytes > 2 * PART_BYTES else {}
-    weights = geometry.source.groups * spans * amx.TILE_BYTES * spec.result.channel_blocks
-    data = geometry.source.groups * geometry.source.plane_bytes
-    per_block = max(1, data // geometry.blocks)
-    chunk = min(geometry.blocks, max(1, CHUNK_BYTES // per_block))
-    chunks = -(-geometry.blocks // chunk)
-    if weights <= cpu.l2_bytes // 2 and weights * chunks <= data * panels:
-        chunks = max(chunks, min(geometry.blocks, 4 * cpu.threads if cpu.threads > 1 else 1))
-        return {"order": "pixels", "chunk": -(-geometry.blocks // chunks), "panels": panels, **strips}
-    parts = 1
-    if cpu.threads > 1 and panels % cpu.threads and panels < 8 * cpu.threads:
-        parts = min(geometry.blocks, 2 * cpu.threads)
-    return {"order": "channels", "chunk": -(-geometry.blocks // parts), "panels": 1, **strips}
 
 
 def _pays(spec: Conv2d) -> bool:
@@ -77,7 +53,7 @@ def _pays(spec: Conv2d) -> bool:
     geometry = Geometry.of(spec)
     steps = geometry.source.groups * len(Reduction.of(spec, geometry.source).spans)
     width = min(PANEL, spec.result.channel_blocks)
-    instructions = conv2d.Reduction.of(spec).length * spec.kernel[0] * spec.kernel[1]
+    instructions = conv2d_geometry.Reduction.of(spec).length * spec.kernel[0] * spec.kernel[1]
     tiles = steps * (64 if width == PANEL else 52) + 60 + 100 * width
     vectors = BLOCK * width * (instructions / 2 + 2.5)
     return tiles < vectors
@@ -85,6 +61,12 @@ def _pays(spec: Conv2d) -> bool:
 
 class Conv2dAmxRule(Rule):
     """Convolutions of u8 data on CPUs with AMX, whose maps fill tiles."""
+
+    template = "conv2d_amx"
+    version = 1
+
+    def knob_space(self, spec: Conv2d, cpu: Cpu) -> KnobSpace:
+        return knob_space(spec, cpu)
 
     def applies(self, spec, cpu: Cpu) -> bool:
         return (
@@ -110,7 +92,7 @@ class _Builder:
         self.geometry = Geometry.of(spec)
         self.reduction = Reduction.of(spec, self.geometry.source)
         self.spans = self.reduction.spans
-        self.knobs = knobs or heuristic_knobs(spec, self.geometry, len(self.spans), cpu)
+        self.knobs = knobs or knob_space(spec, cpu).heuristic
         self.fits_int32 = fits_int32(spec.program, constants, accumulator_range(spec, constants))
         self.steps = self.geometry.source.groups * len(self.spans)
         source, whole = self.geometry.source, spec.strides == (1, 1) and self.knobs["order"] == "pixels"
@@ -168,7 +150,7 @@ class _Builder:
         chunks, groups = -(-blocks // chunk), -(-panels // group)
         images = self.data.shape[0]
         with T.parallel(images * chunks * groups) as task, amx.tiles():
-            accumulators = scratch(self.knobs.get("strip", 1) * ACCUMULATORS, "int32")
+            accumulators = scratch(max(self.knobs["strip"], 1) * ACCUMULATORS, "int32")
             by_pixels = self.knobs["order"] == "pixels"
             if by_pixels:
                 g, c, image = task % groups, task // groups % chunks, task // (groups * chunks)
@@ -184,7 +166,7 @@ class _Builder:
             else:
                 self.origin = image * (self.geometry.source.groups * self.plane_bytes)
             visited = _Visit(image, first_block, count, first_panel, _at_most(group, panels, first_panel))
-            (self._emit_strips if "strip" in self.knobs else self._emit_blocks)(visited, accumulators)
+            (self._emit_strips if self.knobs["strip"] else self._emit_blocks)(visited, accumulators)
 
     def _emit_blocks(self, visit: _Visit, accumulators) -> None:
         """Panels, and in each of them blocks, as one loop."""

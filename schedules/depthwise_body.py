@@ -92,8 +92,7 @@ class Body:
     def __init__(self, spec: Conv2d, constants: Constants, knobs: dict):
         self.spec, self.constants = spec, constants
         self.geometry = Geometry(spec)
-        chunks = min(knobs["chunks"], self.geometry.out_height)
-        self.knobs = {"chunks": chunks, "rows": min(knobs["rows"], self.geometry.out_height // chunks)}
+        self.knobs = knobs
         self.integer = spec.inputs[0].dtype == "uint8"
         self.acc_dtype = "int32" if self.integer else "float32"
         self.epilogue = Epilogue(spec, constants)

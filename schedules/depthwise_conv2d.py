@@ -42,55 +42,22 @@ from tvm.tirx.script import builder as T
 from tvm_int8.specs import LANES, Conv2d, Kernel
 
 from .cpu import Cpu
-from .depthwise_body import Body, Geometry, pad_channels_last
-from .depthwise_interleaved import Interleaved, uses_interleaved
+from .depthwise_body import Body, pad_channels_last
+from .depthwise_interleaved import Interleaved
+from .depthwise_knobs import knob_space
+from .knobs import KnobSpace
 from .rule import Constants, Rule
 from .vector import Registers, convert, fma, let, load, store
 
 
-def knobs_for(spec: Conv2d, cpu: Cpu) -> dict:
-    """chunks: tasks per channel block; rows: output rows computed together by the interleaved body.
-
-    At least as many chunks as let a task's rows fit three quarters of L1 and leave each thread a few tasks; up to twice
-    as many where that wastes less on rows copied, interleaved or computed twice.
-    """
-    g = Geometry(spec)
-    n, _, out_height, _ = spec.result.shape
-    planes, row_bytes = n * spec.result.channel_blocks, g.pitch * LANES * np.dtype(spec.inputs[0].dtype).itemsize
-    wanted = 1 if cpu.threads == 1 else 4 * cpu.threads
-    least = 1
-    while least < out_height and (
-        g.rows_in(-(-out_height // least)) * row_bytes > cpu.l1_bytes * 3 // 4 or planes * least < wanted
-    ):
-        least += 1
-    choices = (
-        (_cycles(g, chunks, rows), chunks, rows)
-        for chunks in range(least, min(2 * least, out_height) + 1)
-        for rows in range(1, min(out_height // chunks, _most_rows(g)) + 1)
-    )
-    _, chunks, rows = min(choices)
-    return {"chunks": chunks, "rows": rows}
-
-
-def _most_rows(g: Geometry) -> int:
-    """Output rows that may be computed together: 8, or 2 where weights do not fit registers and share few rows."""
-    dots = 4 * g.spec.kernel[0] * -(-g.spec.kernel[1] // 4)
-    most = 2 if dots > 12 and g.spec.strides[0] == 1 else 8
-    return max(1, min(most, 1000 // (dots + 24)))  # a thousand instructions are enough
-
-
-def _cycles(g: Geometry, chunks: int, rows: int) -> float:
-    """Per channel block, roughly: copy of the rows, then blocks of `rows` x 4 outputs, four operations a cycle."""
-    kh, kw = g.spec.kernel
-    groups, longest = -(-kw // 4), -(-g.out_height // chunks)
-    read = sum(bool(readers) for readers in g.interleavings(rows))
-    block = read * (kw * g.spec.strides[1] + 8 * groups) + rows * (4 * kh * groups + 24)
-    blocks = -(-longest // rows) * -(-g.out_width // 4)
-    return chunks * (100 + g.rows_in(longest) * g.pitch / 4 * 1.5 + blocks * block / 4)
-
-
 class DepthwiseConv2dRule(Rule):
     """Depthwise `Conv2d` specs of channel multiplier 1 over NCHW16c, uint8 or float32 data."""
+
+    template = "depthwise_conv2d"
+    version = 1
+
+    def knob_space(self, spec: Conv2d, cpu: Cpu) -> KnobSpace:
+        return knob_space(spec, cpu)
 
     def applies(self, spec, cpu: Cpu) -> bool:
         """Whether `spec` is such a convolution."""
@@ -100,9 +67,10 @@ class DepthwiseConv2dRule(Rule):
         return data.dtype in ("uint8", "float32") and data.block == spec.result.block == LANES
 
     def build(self, spec: Conv2d, constants: Constants, cpu: Cpu, knobs: dict | None = None) -> Kernel:
-        """Deliver the kernel; knobs as `knobs_for` names them."""
-        builder = Interleaved if uses_interleaved(spec, cpu) else Plain
-        return builder(spec, constants, knobs or knobs_for(spec, cpu)).build()
+        """Deliver the kernel; knobs as `depthwise_knobs` names them."""
+        knobs = knobs or knob_space(spec, cpu).heuristic
+        body = Interleaved if knobs["body"] == "interleaved" else Plain
+        return body(spec, constants, knobs).build()
 
 
 class Plain(Body):

@@ -19,7 +19,7 @@ from .vector import const, convert, f32, intrinsic, let, load, maximum, minimum,
 MAX_UNROLLED_TAPS = 121  # larger kernels take the plain body, whose code does not grow with the kernel
 
 
-def uses_interleaved(spec: Conv2d, cpu: Cpu) -> bool:
+def can_interleave(spec: Conv2d, cpu: Cpu) -> bool:
     """Whether the four-taps-at-once body can compute `spec`."""
     kh, kw = spec.kernel
     data = spec.inputs[0].dtype == "uint8" and cpu.dot == "avx512vnni"

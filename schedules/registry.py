@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tvm_int8.specs import Kernel, Spec
 
 from .channel_gather import ChannelGatherRule
@@ -13,6 +15,7 @@ from .depth_to_space import DepthToSpaceRule
 from .depthwise_conv2d import DepthwiseConv2dRule
 from .elementwise import ElementwiseRule
 from .image import ImageRule
+from .knobs import Choice
 from .lrn import LrnRule
 from .pool2d import Pool2dRule
 from .resize2d import Resize2dRule
@@ -35,9 +38,22 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def deliver(spec: Spec, constants: Constants, cpu: Cpu, knobs: dict | None = None) -> Kernel:
-    """Build `spec` with the first rule that applies."""
+def applicable(spec: Spec, cpu: Cpu) -> list[Rule]:
+    """All rules that can build `spec`, the one that is taken without tuning first."""
+    return [rule for rule in RULES if rule.applies(spec, cpu)]
+
+
+def rule_of(template: str) -> Rule | None:
+    """The rule with knobs that tuning logs call `template`."""
+    return next((rule for rule in RULES if template and rule.template == template), None)
+
+
+def deliver(spec: Spec, constants: Constants, cpu: Cpu, choice: Choice | None = None) -> Kernel:
+    """Build `spec` as chosen, by default with the heuristic of the first rule that applies."""
+    if choice is not None:
+        kernel = rule_of(choice.template).build(spec, constants, cpu, choice.knobs)
+        return replace(kernel, origin=choice.origin)
     for rule in RULES:
         if rule.applies(spec, cpu):
-            return rule.build(spec, constants, cpu, knobs)
+            return rule.build(spec, constants, cpu)
     raise NotImplementedError(f"no rule for {spec.to_json()}")

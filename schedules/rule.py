@@ -15,6 +15,7 @@ import numpy as np
 from tvm_int8.specs import LANES, Kernel, Program, Spec
 
 from .cpu import Cpu
+from .knobs import KnobSpace
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,25 @@ class Constants:
 
 
 class Rule:
-    """Base of all rules."""
+    """Base of all rules.
+
+    template : the rule's name in tuning logs
+    version : to be raised when a change of the schedule makes records of its knobs worthless
+    """
+
+    template = ""
+    version = 1
+
+    def knob_space(self, spec: Any, cpu: Cpu) -> KnobSpace:
+        """What can be chosen for a spec that `applies` accepts: nothing, for most kinds of kernels."""
+        return KnobSpace()
 
     def applies(self, spec: Spec, cpu: Cpu) -> bool:
         """Whether this rule can build `spec` for `cpu`."""
         raise NotImplementedError
 
     def build(self, spec: Any, constants: Constants, cpu: Cpu, knobs: dict | None = None) -> Kernel:
-        """Deliver the kernel of a spec that `applies` accepts; without `knobs` they come from the CPU model."""
+        """Deliver the kernel of a spec that `applies` accepts; without `knobs` it takes the space's heuristic."""
         raise NotImplementedError
 
 

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from tvm_int8.config import QuantizationConfig
     from tvm_int8.quantization.calibration_table import CalibrationTable
     from tvm_int8.runtime import CompiledModule, load
+    from tvm_int8.tuning.job import TuningResult
+    from tvm_int8.tuning.tune import tune
+    from tvm_int8.tuning.workload import Workload
 
 _LAZY = {
     "compile": "tvm_int8.api",
@@ -40,6 +43,9 @@ _LAZY = {
     "QuantizationConfig": "tvm_int8.config",
     "CompiledModule": "tvm_int8.runtime",
     "load": "tvm_int8.runtime",
+    "TuningResult": "tvm_int8.tuning.job",
+    "tune": "tvm_int8.tuning.tune",
+    "Workload": "tvm_int8.tuning.workload",
 }
 
 __all__ = [
@@ -51,11 +57,14 @@ __all__ = [
     "ModelError",
     "QuantizationConfig",
     "TargetError",
+    "TuningResult",
     "TvmInt8Error",
+    "Workload",
     "__version__",
     "calibrate",
     "compile",
     "load",
+    "tune",
 ]
 
 

@@ -37,6 +37,7 @@ from tvm_int8.quantization.float_network import FloatNetwork
 from tvm_int8.quantization.layer_sqnr import layer_sqnr
 from tvm_int8.runtime import CompiledModule, load
 from tvm_int8.target import missing_features, parse_target
+from tvm_int8.tuning.lookup import SHIPPED, lookup
 
 DEFAULT = QuantizationConfig()
 SYNTHETIC_BATCHES = 8
@@ -47,7 +48,7 @@ def compile(
     target: Any = "native",
     calibration: Any = None,
     quantization: QuantizationConfig | Mapping | None = DEFAULT,
-    tuning_logs: Any = None,
+    tuning_logs: Any = SHIPPED,
     num_threads: int | None = None,
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
@@ -69,8 +70,9 @@ def compile(
         the values that fit the model's batch norms best, with a warning.
     quantization : QuantizationConfig, dict or None
         None compiles FP32 with the same schedules.
-    tuning_logs : path, optional
-        No kernel is tuned: knobs come from the CPU model, so anything but None is refused.
+    tuning_logs : path, sequence of paths, "shipped" or None
+        Where the knobs of convolutions and dense layers come from: logs that `tune` wrote, first of all; then the log
+        shipped for this CPU, then the one for the CPU most like it, then a model of the CPU. None: that model alone.
     num_threads : int, optional
         Threads of the compiled module; default: TVM_NUM_THREADS or all cores.
     input_shapes : dict of name -> shape, optional
@@ -95,12 +97,10 @@ def compile(
     """
     config = _config(quantization)
     _check_threads(num_threads)
-    if tuning_logs is not None:
-        expected = "None: knobs come from the CPU model"
-        raise ConfigError("option 'tuning_logs'", repr(tuning_logs), expected, "leave it out")
     resolved = parse_target(target)
     if num_threads is not None:
         resolved = replace(resolved, cpu=replace(resolved.cpu, threads=num_threads))
+    choose = lookup(tuning_logs, resolved)
     imported = _load(model, input_shapes, input_dtype, input_mean, input_std)
     mod = pipeline.canonical_float()(imported)
     prepared = mod
@@ -120,7 +120,7 @@ def compile(
         table, reference = _ranges(mod, calibration, config, progress, batch_norms)
         prepared = pipeline.quantize(table, config)(mod)
         notes["ranges"] = "calibration" if calibration is not None else "data-free"
-    executable, rows, planned = lower_and_build(prepared, resolved.tvm_target, resolved.cpu)
+    executable, rows, planned = lower_and_build(prepared, resolved.tvm_target, resolved.cpu, choose)
     memory = memory_of(planned, resolved.cpu.threads)
 
     def metadata(sqnr=None):

@@ -12,11 +12,12 @@ from tvm_int8.code_generation import TENSOR_IR
 from tvm_int8.errors import TvmInt8Error
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import shape_of
+from tvm_int8.passes.schedule_kernels import Choose
 from tvm_int8.schedules.cpu import Cpu
 
 
-def lower_and_build(mod: tvm.IRModule, target: tvm.target.Target, cpu: Cpu):
-    """Lower a canonical module and compile it.
+def lower_and_build(mod: tvm.IRModule, target: tvm.target.Target, cpu: Cpu, choose: Choose = lambda spec: None):
+    """Lower a canonical module and compile it, with the knobs that `choose` knows for a kernel's spec.
 
     Returns
     -------
@@ -26,7 +27,7 @@ def lower_and_build(mod: tvm.IRModule, target: tvm.target.Target, cpu: Cpu):
     planned : IRModule
         What the code generator was given, memory planned, for inspection.
     """
-    lowered = pipeline.lower(cpu)(mod)
+    lowered = pipeline.lower(cpu, choose)(mod)
     rows = kernel_rows(lowered)
     executable, planned = generate_code(lowered, target)
     return executable, rows, planned

@@ -17,6 +17,7 @@ import numpy as np
 
 import tvm_int8
 
+from .cli_tuning import add_logs, add_tune, add_worker
 from .errors import ConfigError, TvmInt8Error
 
 _USAGE_ERROR = 2
@@ -67,6 +68,9 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (_add_compile, _add_run, _add_inspect, _add_calibrate):
         add(commands)
+    add_tune(commands, _add_model, _inputs, _positive)
+    add_logs(commands)
+    add_worker(commands)
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -85,6 +89,10 @@ def _add_compile(commands: Any) -> None:
     _add_method(parser)
     parser.add_argument("--float32", action="store_true", help="do not quantise")
     parser.add_argument("--threads", type=_positive, metavar="N", help="threads to run on; by default all cores")
+    parser.add_argument(
+        "--tuning-log", action="append", metavar="FILE.jsonl", help="what tune wrote, asked before the shipped logs"
+    )
+    parser.add_argument("--untuned", action="store_true", help="ask no tuning log: knobs from a model of the CPU")
     parser.add_argument("--report", action="store_true", help="print a line per layer")
     parser.set_defaults(run=_compile)
 
@@ -144,7 +152,11 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
 def _compile(options: argparse.Namespace) -> None:
     if options.float32 and (options.calibration or options.method):
         raise ConfigError("--float32", "with --calibration or --method", "one or the other", "leave one out")
+    if options.untuned and options.tuning_log:
+        raise ConfigError("--untuned", "with --tuning-log", "one or the other", "leave one out")
     choices: dict[str, Any] = {"num_threads": options.threads, **_inputs(options)}
+    if options.untuned or options.tuning_log:
+        choices["tuning_logs"] = options.tuning_log
     if options.float32:
         choices["quantization"] = None
     elif options.method:

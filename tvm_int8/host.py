@@ -45,6 +45,21 @@ def _may_use_tiles() -> bool:
         return False
 
 
+@functools.cache
+def cpu_model() -> str:
+    """Return this CPU's name by its maker, and the numbers that tell models apart where a hypervisor hides it."""
+    text = _read(Path("/proc/cpuinfo"))
+
+    def value(field: str) -> str:
+        match = re.search(rf"^{field}\s*:\s*(.+)$", text, re.MULTILINE)
+        return match.group(1).strip() if match else "?"
+
+    l2_bytes = cache_bytes(2)
+    l2 = f", {l2_bytes >> 10} KB L2" if l2_bytes else ""
+    numbers = f"family {value('cpu family')}, model {value('model')}, stepping {value('stepping')}{l2}"
+    return f"{value('model name')} ({numbers})"
+
+
 def usable_cpus() -> list[int]:
     """Return the ids of the CPUs this process may run on, ascending."""
     return sorted(os.sched_getaffinity(0))

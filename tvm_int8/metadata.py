@@ -45,7 +45,7 @@ class LayerRow:
     kernel : str
         The kernel that computes it.
     origin : str
-        Where the kernel's knobs come from: ``"tuned"`` or ``"heuristic"``.
+        Where the kernel's knobs come from: ``"heuristic"``, or ``"tuned: cascadelake"``, with the name of a log.
     sqnr_db : float, optional
         Signal to quantisation noise ratio at the layer's output, where it was measured.
     reason : str

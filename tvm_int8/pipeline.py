@@ -27,7 +27,7 @@ from tvm_int8.passes.recognize_channel_shuffle import RecognizeChannelShuffle
 from tvm_int8.passes.recognize_depth_to_space import RecognizeDepthToSpace
 from tvm_int8.passes.recognize_lrn import RecognizeLrn
 from tvm_int8.passes.schedule_islands import ScheduleIslands
-from tvm_int8.passes.schedule_kernels import ScheduleKernels
+from tvm_int8.passes.schedule_kernels import Choose, ScheduleKernels
 from tvm_int8.passes.sub_pixel_convolution import SubPixelConvolution
 from tvm_int8.passes.unsigned_activations import UnsignedActivations
 from tvm_int8.quantization.calibration_table import CalibrationTable
@@ -82,18 +82,29 @@ def order() -> tvm.transform.Pass:
     )
 
 
-def lower(cpu: Cpu) -> tvm.transform.Pass:
-    """Passes 3: QDQ (or float) -> calls of scheduled functions."""
+def place() -> tvm.transform.Pass:
+    """Passes 3 without the last ones: QDQ (or float) -> kernel orders on packed tensors, which are what is tuned."""
     return tvm.transform.Sequential(
         [
             order(),
             MergeGathers(),  # before layouts, because it removes tensors
             AssignLayouts(),  # after ordering, because layouts belong to kernels
             OverlayChannels(),  # after layouts, because they decide which channels lie together
+        ]
+    )
+
+
+def lower(cpu: Cpu, choose: Choose = lambda spec: None) -> tvm.transform.Pass:
+    """Passes 3: QDQ (or float) -> calls of scheduled functions, with the knobs that `choose` knows for a spec."""
+    return tvm.transform.Sequential(
+        [
+            place(),
             relax.transform.LegalizeOps(),  # the islands; kernel orders are no operators TVM knows
             relax.transform.RewriteDataflowReshape(),  # before scheduling, because it recognises views by their blocks
             ScheduleIslands(cpu),
-            ScheduleKernels(cpu),  # last, because its functions are explicit loops that no pass over blocks may see
+            ScheduleKernels(
+                cpu, choose
+            ),  # last, because its functions are explicit loops that no pass over blocks may see
         ]
     )
 

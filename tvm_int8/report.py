@@ -49,7 +49,7 @@ class Report(Sequence[LayerRow]):
         """One line: how many of the layers that cost time are in INT8, how many tuned, and the memory they need."""
         heavy = [row for row in self._rows if is_multiplying(row.op)]
         int8 = sum(row.precision == "int8" for row in heavy)
-        tuned = sum(row.origin == "tuned" for row in heavy)
+        tuned = sum(row.origin.startswith("tuned") for row in heavy)
         counts = f"{int8}/{len(heavy)} convolution and dense layers in INT8; tuned {tuned}/{len(heavy)}"
         return counts if self.memory is None else f"{counts}; {self.memory}"
 

@@ -126,11 +126,16 @@ def run_kernel(kernel: Kernel, spec: Spec, inputs, mcpu: str = "znver4", seed: i
 def assert_exact(
     rule: Rule, spec: Spec, constants: Constants | None = None, inputs=None, cpu=ZNVER4, knobs=None, seed=0
 ) -> Kernel:
-    """Build `spec` with `rule`, run it on `inputs` (random ones by default), demand the reference's very bits."""
+    """Build `spec` with `rule`, run it on `inputs` (random ones by default), demand the reference's very bits.
+
+    `knobs` override some of the heuristic's.
+    """
     constants = constants or Constants()
     rng = np.random.default_rng(seed)
     inputs = [random_array(tensor, rng) for tensor in spec.inputs] if inputs is None else inputs
     assert rule.applies(spec, cpu)
+    if knobs is not None:
+        knobs = {**rule.knob_space(spec, cpu).heuristic, **knobs}
     kernel = rule.build(spec, constants, cpu, knobs)
     found = unpack(run_kernel(kernel, spec, inputs, cpu.name, seed), spec.result)
     expected = evaluate(spec, inputs, constants)

@@ -9,7 +9,7 @@ import pytest
 from tests.schedules.kernel_testing import CASCADELAKE, ZNVER4, assembly, assert_exact, random_array
 from tvm_int8.schedules.cpu import Cpu
 from tvm_int8.schedules.depthwise_conv2d import DepthwiseConv2dRule
-from tvm_int8.schedules.depthwise_interleaved import uses_interleaved
+from tvm_int8.schedules.depthwise_interleaved import can_interleave
 from tvm_int8.schedules.rule import Constants
 from tvm_int8.specs import Conv2d, Operand, Output, Program, Tensor
 
@@ -196,8 +196,10 @@ def test_plain_body_without_vnni():
 def test_instructions(strides, gathers):
     """Per input row eight unpacks (and a gather per tap), per output row twelve dot products; nothing spilled."""
     spec = spec_of(c=64, hw=(28, 28), strides=strides)
-    kernel = DepthwiseConv2dRule().build(spec, constants_for(spec), ONE_THREAD, {"chunks": 1, "rows": 7})
-    assert uses_interleaved(spec, ONE_THREAD)
+    kernel = DepthwiseConv2dRule().build(
+        spec, constants_for(spec), ONE_THREAD, {"body": "interleaved", "chunks": 1, "rows": 7}
+    )
+    assert can_interleave(spec, ONE_THREAD)
     text, rows_in = assembly(kernel), 6 * strides + 3
 
     def count(name):

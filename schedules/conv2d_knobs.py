@@ -1,0 +1,142 @@
+"""Knobs of the direct convolution (see `conv2d`).
+
+ow_tile, oc_tile   pixels x blocks of 16 output channels that stay in registers over the whole reduction
+pixels             "row": tiles end where rows end; "map": a 1x1 convolution is one product of matrices over all pixels
+order              "channels": a thread meets all pixels with the weights of one tile of output channels, then goes on
+                   to the next; "rows": it meets a row of pixels with all weights, then goes on to the next row
+unroll             reduction steps written out in the innermost loop
+prefetch           what is fetched into L2 meanwhile: "none", the weights of the "next" tile, or those a few lines
+                   ahead ("stream", for tiles whose weights are read once)
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tvm_int8.specs import LANES, Conv2d
+
+from . import dot
+from .conv2d_geometry import Geometry, Reduction, can_be_flat
+from .cpu import Cpu
+from .knobs import Knobs, KnobSpace
+
+MOST_REUSES = 64  # tiles with the same weights up to which the next weights are fetched ahead: more hide it anyway
+MOST_UNROLLED = 4
+
+
+def knob_space(spec: Conv2d, cpu: Cpu) -> KnobSpace:
+    """The knobs of a convolution on a CPU."""
+    model = _Model(spec, cpu)
+    choices = {
+        "pixels": tuple(model.geometries),
+        "ow_tile": model.ow_tiles(),
+        "oc_tile": tuple(range(1, min(spec.result.channel_blocks, LANES) + 1)),
+        "order": ("channels", "rows"),
+        "unroll": tuple(sorted({math.gcd(model.reduction.inner, n) for n in (1, 2, 4, 8)})),
+        "prefetch": ("none", "next", "stream"),
+    }
+    return KnobSpace(model.heuristic(), choices, model.is_valid, model.estimate, model.features)
+
+
+class _Model:
+    def __init__(self, spec: Conv2d, cpu: Cpu):
+        self.spec, self.cpu = spec, cpu
+        self.blocks = spec.result.channel_blocks
+        self.reduction = Reduction.of(spec)
+        self.registers = cpu.vector_registers * cpu.vector_bits // 512
+        forms = ("map", "row") if can_be_flat(spec) and spec.result.shape[2] > 1 else ("row",)
+        self.geometries = {form: Geometry.of(spec, flat=form == "map") for form in forms}
+        self.integer = spec.inputs[0].dtype == "uint8"
+        multiply_add = dot.for_cpu(cpu) if self.integer else dot.Float32()
+        self.vector_bytes = multiply_add.vector_elements * multiply_add.weight_bytes
+        self.data_bytes = math.prod(spec.inputs[0].physical_shape[1:]) * np.dtype(spec.inputs[0].dtype).itemsize
+
+    def limit(self, oc_tile: int) -> int:
+        """Pixels that fit registers beside the weights and one data word."""
+        return (self.registers - 1 - oc_tile) // oc_tile
+
+    def ow_tiles(self) -> tuple[int, ...]:
+        """Widths that cut some row into tiles of about the same size."""
+        widths = {geometry.columns for geometry in self.geometries.values()}
+        most = self.limit(1)
+        even = {-(-width // tiles) for width in widths for tiles in range(1, width + 1)}
+        return tuple(sorted(n for n in even | set(range(most // 2, most + 1)) if n <= min(most, max(widths))))
+
+    def is_valid(self, knobs: Knobs) -> bool:
+        ow_tile, oc_tile, width = knobs["ow_tile"], knobs["oc_tile"], self.geometries[knobs["pixels"]].columns
+        if ow_tile > min(width, self.limit(oc_tile)):
+            return False  # registers would be spilled
+        starts = self.reduction.starts
+        if any(len(set(starts[i : i + oc_tile])) > 1 for i in range(0, self.blocks, oc_tile)):
+            return False  # a tile must read one range of input channels
+        if knobs["order"] == "rows" and oc_tile >= self.blocks:
+            return False  # the same as "channels"
+        return knobs["prefetch"] != "stream" or self._reuses(knobs) == 1
+
+    def heuristic(self) -> Knobs:
+        """The tile with the fewest loads per multiply-add that fits the registers, and what goes with it."""
+        form = next(iter(self.geometries))
+        width = self.geometries[form].columns
+        best = None
+        for oc_tile in range(1, min(self.blocks, LANES) + 1):
+            limit = self.limit(oc_tile)
+            if limit < 1:
+                break
+            ow_tile = -(-width // -(-width // limit))
+            knobs = {"pixels": form, "ow_tile": ow_tile, "oc_tile": oc_tile, "order": "channels", "prefetch": "none"}
+            if not self.is_valid(knobs):
+                continue
+            cost = self.estimate(knobs)
+            if best is None or cost < best[0]:
+                best = (cost, knobs)
+        knobs = best[1]
+        unroll = math.gcd(self.reduction.inner, MOST_UNROLLED)
+        return knobs | {"order": self._order(knobs), "unroll": unroll, "prefetch": self._prefetch(knobs)}
+
+    def _order(self, knobs: Knobs) -> str:
+        """By rows where all weights fit a quarter of L2, and data do not fit half of it."""
+        tiles = -(-self.blocks // knobs["oc_tile"])
+        small_weights = tiles * self._tile_weight_bytes(knobs) <= self.cpu.l2_bytes // 4
+        by_rows = small_weights and self.data_bytes > self.cpu.l2_bytes // 2 and tiles > 1
+        return "rows" if by_rows else "channels"
+
+    def _prefetch(self, knobs: Knobs) -> str:
+        reuses = self._reuses(knobs)
+        both_fit = 2 * self._tile_weight_bytes(knobs) <= self.cpu.l2_bytes
+        if reuses == 1 and not both_fit:
+            return "stream"
+        return "next" if reuses <= MOST_REUSES and (self.integer or both_fit) else "none"
+
+    def _reuses(self, knobs: Knobs) -> int:
+        """Tiles of pixels that meet one tile of weights, per image."""
+        y, x = self.geometries[knobs["pixels"]].phases[0]
+        return y.count * -(-x.count // knobs["ow_tile"])
+
+    def _tile_weight_bytes(self, knobs: Knobs) -> int:
+        y, x = self.geometries[knobs["pixels"]].phases[0]
+        steps = self.reduction.length * len(y.taps) * len(x.taps)
+        return steps * knobs["oc_tile"] * self.vector_bytes
+
+    def estimate(self, knobs: Knobs) -> float:
+        """Cycles per useful multiply-add, roughly, in units of what registers full of accumulators allow."""
+        ow_tile, oc_tile = knobs["ow_tile"], knobs["oc_tile"]
+        width = self.geometries[knobs["pixels"]].columns
+        tiles = -(-width // ow_tile)
+        wasted = (tiles * ow_tile) / width * (-(-self.blocks // oc_tile) * oc_tile) / self.blocks
+        loads = 1 / ow_tile + 1 / oc_tile  # per multiply-add; many CPUs load less often than they multiply
+        idle = max(1.0, 10 / (ow_tile * oc_tile))  # ten accumulators hide the latency of two instructions per cycle
+        # weights come from L2, data from L1: a tie goes to the tile that loads fewer weights
+        return wasted * max(idle, 1.0 + 0.6 * max(0.0, loads - 0.6)) + 0.05 * (2 / ow_tile + 0.5 / oc_tile)
+
+    def features(self, knobs: Knobs) -> dict[str, float]:
+        ow_tile, oc_tile = knobs["ow_tile"], knobs["oc_tile"]
+        return {
+            "estimate": self.estimate(knobs),
+            "accumulators": ow_tile * oc_tile,
+            "loads": 1 / ow_tile + 1 / oc_tile,
+            "reuses": self._reuses(knobs),
+            "tile_weight_bytes": self._tile_weight_bytes(knobs),
+            "tiles": -(-self.blocks // oc_tile),
+        }
