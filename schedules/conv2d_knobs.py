@@ -24,6 +24,8 @@ from .knobs import Knobs, KnobSpace
 
 MOST_REUSES = 64  # tiles with the same weights up to which the next weights are fetched ahead: more hide it anyway
 MOST_UNROLLED = 4
+FEW_ACCUMULATORS = 20  # in loops over single steps, if there are few taps: LLVM unrolls them, and spills beyond this
+FEW_TAPS = 25
 
 
 def knob_space(spec: Conv2d, cpu: Cpu) -> KnobSpace:
@@ -84,13 +86,18 @@ class _Model:
             limit = self.limit(oc_tile)
             if limit < 1:
                 break
-            ow_tile = -(-width // -(-width // limit))
-            knobs = {"pixels": form, "ow_tile": ow_tile, "oc_tile": oc_tile, "order": "channels", "prefetch": "none"}
-            if not self.is_valid(knobs):
-                continue
-            cost = self.estimate(knobs)
-            if best is None or cost < best[0]:
-                best = (cost, knobs)
+            for most in {limit, min(limit, max(1, FEW_ACCUMULATORS // oc_tile))}:
+                ow_tile = -(-width // -(-width // most))
+                knobs = {
+                    "pixels": form,
+                    "ow_tile": ow_tile,
+                    "oc_tile": oc_tile,
+                    "order": "channels",
+                    "prefetch": "none",
+                }
+                cost = self.estimate(knobs)
+                if self.is_valid(knobs) and (best is None or cost < best[0]):
+                    best = (cost, knobs)
         knobs = best[1]
         unroll = math.gcd(self.reduction.inner, MOST_UNROLLED)
         return knobs | {"order": self._order(knobs), "unroll": unroll, "prefetch": self._prefetch(knobs)}
@@ -103,9 +110,9 @@ class _Model:
         return "rows" if by_rows else "channels"
 
     def _prefetch(self, knobs: Knobs) -> str:
-        reuses = self._reuses(knobs)
-        both_fit = 2 * self._tile_weight_bytes(knobs) <= self.cpu.l2_bytes
-        if reuses == 1 and not both_fit:
+        reuses, tile_bytes = self._reuses(knobs), self._tile_weight_bytes(knobs)
+        both_fit = 2 * tile_bytes <= self.cpu.l2_bytes
+        if reuses == 1 and -(-self.blocks // knobs["oc_tile"]) * tile_bytes > self.cpu.l2_bytes // 2:
             return "stream"
         return "next" if reuses <= MOST_REUSES and (self.integer or both_fit) else "none"
 
@@ -127,8 +134,11 @@ class _Model:
         wasted = (tiles * ow_tile) / width * (-(-self.blocks // oc_tile) * oc_tile) / self.blocks
         loads = 1 / ow_tile + 1 / oc_tile  # per multiply-add; many CPUs load less often than they multiply
         idle = max(1.0, 10 / (ow_tile * oc_tile))  # ten accumulators hide the latency of two instructions per cycle
+        unrolled = self.reduction.inner == 1 and self.spec.kernel[0] * self.spec.kernel[1] <= FEW_TAPS
+        spilled = max(0, ow_tile * oc_tile - FEW_ACCUMULATORS) if unrolled else 0
         # weights come from L2, data from L1: a tie goes to the tile that loads fewer weights
-        return wasted * max(idle, 1.0 + 0.6 * max(0.0, loads - 0.6)) + 0.05 * (2 / ow_tile + 0.5 / oc_tile)
+        cost = wasted * max(idle, 1.0 + 0.6 * max(0.0, loads - 0.6)) + 0.05 * (2 / ow_tile + 0.5 / oc_tile)
+        return cost * (1 + 0.05 * spilled)
 
     def features(self, knobs: Knobs) -> dict[str, float]:
         ow_tile, oc_tile = knobs["ow_tile"], knobs["oc_tile"]
