@@ -325,7 +325,9 @@ class Job:
         search = KnobSearch(known, self.options.seed, self._is_warm, lambda: self._left)
         task.context = TuneContext(module, target=self.resolved.tvm_target, search_strategy=search, num_threads=1)
         schedules = [schedule_of(candidate, module) for candidate in task.candidates]
-        size = BATCH if known else FIRST_BATCH
+        seeds = len(self.seeds.get(task.workload, ()))
+        size = BATCH if known else 2 + min(seeds, 2) if seeds else FIRST_BATCH
+        task.fruitless = max(task.fruitless, int(seeds > 0))  # most of what can be gained is in the seeds
         task.context.pre_tuning(len(schedules), size, design_spaces=schedules, cost_model=self.model)
 
     def _is_warm(self) -> bool:

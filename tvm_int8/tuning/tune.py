@@ -44,6 +44,7 @@ def tune(
     search: str = "xgboost",
     timeout_s: float = TIMEOUT_S,
     seed: int = 0,
+    seeds: bool = True,
     progress: bool = True,
 ) -> TuningResult:
     """Search for the fastest knobs of a network's convolutions and dense layers.
@@ -54,8 +55,9 @@ def tune(
 
     Parameters
     ----------
-    model : as for `compile`, a list of such, or a list of `Workload`
-        What is to be tuned. Equal workloads of several networks are tuned once.
+    model : as for `compile`, or a list of such
+        What is to be tuned. Equal workloads of several networks are tuned once. In the list, a `Workload` stands for
+        itself, and a ``Counter`` of them for a network with as many layers of each.
     target : str, dict or tvm.target.Target
         As for `compile`.
     trials : int, optional
@@ -82,6 +84,8 @@ def tune(
         After which building or measuring a candidate is given up.
     seed : int
         Of what is drawn at random.
+    seeds : bool
+        Begin with what did well for the same shapes on other numbers of threads, or on CPUs like this one.
     progress : bool
         Show a bar with the speed-up so far and the time left.
 
@@ -125,20 +129,22 @@ def tune(
         progress,
     )
     measured_on = cpu_model() if connection is None else f"behind tracker {runner}, key {key or resolved.mcpu}"
-    return Job(networks, resolved, log, options, _seeds(distinct, log, resolved), measured_on).run()
+    return Job(networks, resolved, log, options, _seeds(distinct, log, resolved) if seeds else {}, measured_on).run()
 
 
 def _networks(model: Any, resolved: ResolvedTarget, quantization: Any, input_shapes: Any) -> list[Counter[Workload]]:
     models = list(model) if isinstance(model, list | tuple) else [model]
-    workloads = [item for item in models if isinstance(item, Workload)]
-    networks = [
-        workloads_of(load_model(item, input_shapes), resolved.cpu, quantization)
-        for item in models
-        if not isinstance(item, Workload)
+    single = Counter(item for item in models if isinstance(item, Workload))
+    networks = [single] if single else []
+    for item in models:
+        if isinstance(item, Counter):
+            networks.append(item)
+        elif not isinstance(item, Workload):
+            networks.append(workloads_of(load_model(item, input_shapes), resolved.cpu, quantization))
+    return [
+        Counter({replace(workload, threads=resolved.cpu.threads): count for workload, count in network.items()})
+        for network in networks
     ]
-    if workloads:
-        networks.append(Counter(replace(w, threads=resolved.cpu.threads) for w in workloads))
-    return networks
 
 
 def _seeds(workloads: set[Workload], log: str, resolved: ResolvedTarget) -> dict[Workload, list[tuple[str, Knobs]]]:
