@@ -56,8 +56,9 @@ class KnobSpace:
                 f"knobs {', '.join(sorted(knobs)) or 'none'} instead of {', '.join(sorted(self.heuristic)) or 'none'}"
             )
         for name, value in knobs.items():
-            if value not in self.choices.get(name, ()) and value != self.heuristic[name]:
-                return f"{name}={value!r}, which is none of {', '.join(map(repr, self.choices.get(name, ())))}"
+            known = (*self.choices.get(name, ()), self.heuristic[name])
+            if not any(type(value) is type(choice) and value == choice for choice in known):
+                return f"{name}={value!r}, which is none of {', '.join(map(repr, dict.fromkeys(known)))}"
         return None if knobs == self.heuristic or self.valid(knobs) else "a combination of knobs that cannot be built"
 
     def _valid_points(self) -> Iterator[Knobs]:

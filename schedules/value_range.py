@@ -19,13 +19,14 @@ _SAFE = 2.0**31 * 0.99
 
 def accumulator_range(spec: Conv2d, constants: Constants) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest accumulator of every output channel, float64 [C], of u8 data."""
-    weight = constants.weight.astype(np.float64)
+    weight = constants.weight
     if spec.transposed:
         grouped = weight.reshape(spec.groups, -1, *weight.shape[1:])
         weight = grouped.swapaxes(1, 2).reshape(spec.result.shape[1], -1)
     weight = weight.reshape(spec.result.shape[1], -1)
     bias = np.zeros(len(weight)) if constants.bias is None else constants.bias.astype(np.float64)
-    return bias + 255 * np.minimum(weight, 0).sum(1), bias + 255 * np.maximum(weight, 0).sum(1)
+    negative, positive = (clip(weight, 0).sum(1, dtype=np.float64) for clip in (np.minimum, np.maximum))
+    return bias + 255 * negative, bias + 255 * positive
 
 
 def fits_int32(program: Program, constants: Constants, accumulator: tuple[np.ndarray, np.ndarray]) -> bool:

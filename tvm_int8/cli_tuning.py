@@ -32,7 +32,11 @@ def add_tune(commands: Any, add_model: Callable[[Any], None], inputs_of: Callabl
 
     def run(options: argparse.Namespace) -> None:
         from .config import QuantizationConfig
+        from .tuning.fleet import parse_address
         from .tuning.tune import LOCAL, tune
+
+        if options.tracker is not None:
+            parse_address(options.tracker, "--tracker")
 
         inputs = {name: value for name, value in inputs_of(options).items() if name == "input_shapes"}
         result = tune(
@@ -40,7 +44,7 @@ def add_tune(commands: Any, add_model: Callable[[Any], None], inputs_of: Callabl
             options.target,
             options.trials,
             options.log,
-            options.tracker or LOCAL,
+            LOCAL if options.tracker is None else options.tracker,
             key=options.key,
             minutes=options.minutes,
             num_threads=options.threads,

@@ -136,6 +136,8 @@ def test_the_record_that_counts_comes_first(mine):
         replace(tuned(), knobs={**OTHERS[0], "colour": "red"}),
         replace(tuned(), knobs={**OTHERS[0], "ow_tile": 1000}),
         replace(tuned(), knobs={**OTHERS[0], "ow_tile": "14"}),
+        replace(tuned(), knobs={**OTHERS[0], "ow_tile": 14.0}),
+        replace(tuned(), knobs={**OTHERS[0], "unroll": True}),
         replace(tuned(), knobs={**OTHERS[0], "oc_tile": None}),
         replace(tuned(), knobs={**OTHERS[0], "oc_tile": [1, 2]}),
         replace(tuned(), knobs={**OTHERS[0], "ow_tile": 14, "oc_tile": 4}),
@@ -143,7 +145,7 @@ def test_the_record_that_counts_comes_first(mine):
         replace(tuned(), template="conv2d_amx", knobs={}),
     ],
     ids=[
-        "threads", "hardly faster", "slower", "failed", "no knobs", "unknown knob", "value", "type", "null", "list",
+        "threads", "hardly faster", "slower", "failed", "no knobs", "unknown knob", "value", "type", "float", "bool", "null", "list",
         "too many registers", "depthwise", "without AMX",
     ],
 )  # fmt: skip

@@ -10,10 +10,12 @@ import contextlib
 import os
 import re
 import socket
+import struct
 import sys
 import threading
 from typing import Any
 
+from tvm.rpc.base import RPC_TRACKER_MAGIC
 from tvm.s_tir.meta_schedule.runner import RPCConfig
 
 from tvm_int8.errors import ConfigError
@@ -22,6 +24,7 @@ LOOPBACK = "127.0.0.1"
 _CONNECT_S = 5.0
 _PORTS = (9090, 9199)
 _POLL_S = 0.5
+_TRACKER_MAGIC = struct.pack("<i", RPC_TRACKER_MAGIC)
 
 
 def parse_address(address: str, option: str = "runner") -> tuple[str, int]:
@@ -114,8 +117,12 @@ def _start_server(host: str, key: str, tracker: tuple[str, int]) -> Any:
 
 def _check_reachable(host: str, port: int, where: str) -> None:
     try:
-        socket.create_connection((host, port), _CONNECT_S).close()
+        with socket.create_connection((host, port), _CONNECT_S) as connection:
+            connection.sendall(_TRACKER_MAGIC)
+            answer = connection.recv(len(_TRACKER_MAGIC))
     except OSError as error:
         found = f"cannot be reached ({error.strerror or error})"
         action = f"start it: python -m tvm.exec.rpc_tracker --host {host} --port {port}"
         raise ConfigError(where, found, "a running TVM RPC tracker", action) from error
+    if answer != _TRACKER_MAGIC:
+        raise ConfigError(where, "something else that listens there", "a TVM RPC tracker", "check host and port")

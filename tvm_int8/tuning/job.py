@@ -19,6 +19,7 @@ import tvm
 from tqdm import tqdm
 from tvm.s_tir.meta_schedule import TuneContext
 from tvm.s_tir.meta_schedule.runner import RPCConfig, RunnerResult
+from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate
 
 from tvm_int8.schedules.cpu import Cpu
 from tvm_int8.target import ResolvedTarget
@@ -34,7 +35,9 @@ from .workload import Workload
 FIRST_BATCH, BATCH = 5, 8
 WORKLOADS_PER_ROUND = 12
 TURNS, FINAL_TURNS = 9, 31
-EXPECTED_GAIN = 0.08
+FINAL_S = 0.4
+"""Seconds that a final comparison takes: kept back when time is limited."""
+EXPECTED_GAIN = 0.05
 """Share of a workload's time that the next batch is expected to save; halved by every batch that saved nothing."""
 WORTHWHILE = 0.001
 """Share of a network's time: workloads of which less is expected are finished."""
@@ -250,7 +253,7 @@ class Job:
 
     def _search(self) -> str:
         while True:
-            if time.monotonic() > self._deadline:
+            if time.monotonic() > self._deadline - FINAL_S * len(self._unfinished()):
                 stopped = "time"
                 break
             if self.trials >= self.options.trials:
@@ -262,9 +265,11 @@ class Job:
                 break
             self._round(chosen)
             self._finish([task for task in chosen if not self._is_worthwhile(task)])
-        if stopped != "time":
-            self._finish([task for task in self.tasks if task.final is None and task.best is not None])
+        self._finish(self._unfinished())
         return stopped
+
+    def _unfinished(self) -> list[Task]:
+        return [task for task in self.tasks if task.final is None and task.best is not None]
 
     def _worthwhile(self) -> list[Task]:
         """Tasks from which most is expected; new ones first of all, since only measuring tells their share."""
@@ -329,6 +334,9 @@ class Job:
         size = BATCH if known else 2 + min(seeds, 2) if seeds else FIRST_BATCH
         task.fruitless = max(task.fruitless, int(seeds > 0))  # most of what can be gained is in the seeds
         task.context.pre_tuning(len(schedules), size, design_spaces=schedules, cost_model=self.model)
+        if self.model is not None and known:  # what earlier jobs measured
+            measured = [MeasureCandidate(schedules[i], []) for i in known]
+            self.model.update(task.context, measured, [_learnt(record) for record in known.values()])
 
     def _is_warm(self) -> bool:
         return self.model is not None and self.model.data_size >= WARM_UP
@@ -357,7 +365,7 @@ class Job:
                 outcome = next(outcomes) if path and reference is not None else None
                 record = self._record(candidate, result, outcome, reference)
                 records.append(record)
-                learnt.append(RunnerResult(None if record.error else [record.ratio], record.error or None))
+                learnt.append(_learnt(record))
                 self._keep_artifact(task, record, path)
             self._note(task, batch, records, learnt)
 
@@ -500,6 +508,11 @@ class Job:
             seconds,
             records,
         )
+
+
+def _learnt(record: Record) -> RunnerResult:
+    """What the cost model is told: times relative to the heuristic's."""
+    return RunnerResult(None if record.error else [record.ratio], record.error or None)
 
 
 def _candidate(measure_candidate: Any) -> Candidate:

@@ -114,10 +114,17 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def _files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
     for path in map(Path, paths):
-        if path.is_dir():
-            yield from sorted(path.rglob(f"*{SUFFIX}"))
-        else:
-            yield path
+        with _errors(path, "read"):
+            found = _logs_below(path) if path.is_dir() else [path]
+        yield from found
+
+
+def _logs_below(directory: Path) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise error
+
+    walk = os.walk(directory, onerror=refuse)
+    return sorted(Path(folder, name) for folder, _, names in walk for name in names if name.endswith(SUFFIX))
 
 
 def _read_file(path: Path, log: Log) -> None:
@@ -137,7 +144,7 @@ def _read_file(path: Path, log: Log) -> None:
 def _header(line: str) -> str | None:
     if not line.startswith('{"header"'):
         return None
-    with contextlib.suppress(json.JSONDecodeError):
+    with contextlib.suppress(json.JSONDecodeError, RecursionError, TypeError, KeyError):
         return str(json.loads(line)["header"])
     return None
 

@@ -103,7 +103,7 @@ def lookup(tuning_logs: Any, resolved: ResolvedTarget) -> Lookup:
     for path in _paths(tuning_logs):
         log = read_log(path)
         warn_of_problems(log)
-        sources += _sources_of(os.path.basename(os.fspath(path)), log, resolved)
+        sources += _sources_of(Path(path).name, log, resolved)
     sources += shipped_logs(resolved)
     return Lookup(sources, resolved.cpu)
 
@@ -116,19 +116,19 @@ def warn_of_problems(log: Log, stacklevel: int = 4) -> None:
         warnings.warn(f"{log.problems[0].path}: {more} more lines that are no records; skipped", stacklevel=stacklevel)
 
 
-def nearest(mcpu: str, others: Iterable[str], limit: int | None = None) -> list[str]:
+def nearest(target: str | ResolvedTarget, others: Iterable[str], limit: int | None = None) -> list[str]:
     """Return CPUs whose kernels are the same as a CPU's, by ISA, the most similar first.
 
     Parameters
     ----------
-    mcpu : str
-        LLVM's name of the CPU.
+    target : str or ResolvedTarget
+        The CPU, by its name in LLVM or with features of its own.
     others : iterable of str
-        What is there.
+        Names of CPUs.
     """
-    own = parse_target(mcpu).cpu
-    alike = [other for other in others if _same_isa(parse_target(other).cpu, own)]
-    return sorted(alike, key=lambda other: (_distance(mcpu, other), other))[:limit]
+    resolved = target if isinstance(target, ResolvedTarget) else parse_target(target)
+    alike = [other for other in others if _same_isa(parse_target(other).cpu, resolved.cpu)]
+    return sorted(alike, key=lambda other: (_distance(resolved.mcpu, other), other))[:limit]
 
 
 def _same_isa(one: Cpu, other: Cpu) -> bool:
@@ -154,7 +154,7 @@ def _paths(tuning_logs: Any) -> list[Any]:
     if isinstance(tuning_logs, str) and tuning_logs == SHIPPED:
         return []
     paths = [tuning_logs] if isinstance(tuning_logs, str | os.PathLike) else tuning_logs
-    if not isinstance(paths, list | tuple) or not all(isinstance(path, str | os.PathLike) for path in paths):
+    if not isinstance(paths, list | tuple) or not all(isinstance(p, str | os.PathLike) and os.fspath(p) for p in paths):
         expected = "a path, a list of paths, 'shipped', or None for none"
         raise ConfigError("option 'tuning_logs'", repr(tuning_logs), expected, "pass one of these")
     return [path for path in paths if path != SHIPPED]
@@ -168,7 +168,7 @@ def _sources_of(name: str, log: Log, resolved: ResolvedTarget) -> list[Source]:
         Source.of(
             name if target == resolved.mcpu else f"{name} ({target})", (r for r in log.records if r.target == target)
         )
-        for target in nearest(resolved.mcpu, known)
+        for target in nearest(resolved, known)
     ]
 
 
@@ -184,5 +184,5 @@ def shipped_logs(resolved: ResolvedTarget) -> list[Source]:
     names = sorted(path.name for path in directory.iterdir() if path.is_dir() and _is_known(path.name))
     return [
         Source.of(name, (r for r in read_log(directory / name).records if r.target == name))
-        for name in nearest(resolved.mcpu, names, limit=2)
+        for name in nearest(resolved, names, limit=2)
     ]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,6 @@ from tvm_int8.runtime.threads import run_on_threads
 
 from .build import Artifact, load_artifact
 from .candidate import Sample, meant_channels
-from .workload import Workload
 
 HOPELESS = 1.25
 """Candidates this times slower than the fastest after `HOPELESS_ROUNDS` are not timed any more."""
@@ -97,12 +97,12 @@ class _Remote:
 
 
 def _measure(artifacts: list[Artifact], machine: Any, rounds: int) -> list[Timing]:
-    sample = _sample(artifacts[0].candidate.workload)
-    data = tvm.runtime.tensor(sample.data, machine.device)
+    sample_data, expected = _sample(artifacts[0])
+    data = tvm.runtime.tensor(sample_data, machine.device)
     timings = [Timing() for _ in artifacts]
     turns: list[Callable[[], float] | None] = []
     for artifact, timing in zip(artifacts, timings, strict=True):
-        turn, timing.error = _prepare(artifact, sample, data, machine)
+        turn, timing.error = _prepare(artifact, expected, data, machine)
         turns.append(turn)
     started = time.monotonic()
     for number in range(rounds):
@@ -118,16 +118,18 @@ def _measure(artifacts: list[Artifact], machine: Any, rounds: int) -> list[Timin
     return timings
 
 
-def _prepare(artifact: Artifact, sample: Sample, data: Any, machine: Any) -> tuple[Callable[[], float] | None, str]:
+def _prepare(
+    artifact: Artifact, expected: np.ndarray, data: Any, machine: Any
+) -> tuple[Callable[[], float] | None, str]:
     """Load a candidate and compare its result; return a function that times one turn, or what is wrong."""
     vm = relax.VirtualMachine(machine.load(artifact.library), machine.device)
     constants = [tvm.runtime.tensor(c, machine.device) for _ in range(artifact.copies) for c in artifact.constants]
-    out = tvm.runtime.tensor(np.full_like(sample.out, 0x5A), machine.device)
+    out = tvm.runtime.tensor(np.full_like(expected, 0x5A), machine.device)
     vm.set_input("main", data, *constants, out)
     vm.invoke_stateful("main")
     channels = artifact.candidate.workload.out[1]
     delivered = vm.get_outputs("main").numpy()  # through RPC not `out` itself but a copy of it on the other machine
-    found, expected = (meant_channels(array, channels) for array in (delivered, sample.out))
+    found, expected = (meant_channels(array, channels) for array in (delivered, expected))
     if not np.array_equal(found, expected):
         wrong = np.count_nonzero(found != expected)
         return None, f"wrong result: {wrong} of {expected.size} values differ from the reference"
@@ -138,6 +140,15 @@ def _prepare(artifact: Artifact, sample: Sample, data: Any, machine: Any) -> tup
     return lambda: evaluator("main").mean / artifact.copies, ""
 
 
-@functools.lru_cache(maxsize=4)
-def _sample(workload: Workload) -> Sample:
-    return Sample.of(workload)
+def _sample(artifact: Artifact) -> tuple[np.ndarray, np.ndarray]:
+    """Data and result of the artifact's workload, computed once and kept beside its artifacts."""
+    workload, folder = artifact.candidate.workload, Path(artifact.library).parent.parent
+    kept = folder / f"{hashlib.sha256(str(workload).encode()).hexdigest()}.npz"
+    if kept.exists():
+        with np.load(kept) as arrays:
+            return arrays["data"], arrays["out"]
+    sample = Sample.of(workload)
+    partial = kept.with_name(f"{os.getpid()}.npz")
+    np.savez(partial, data=sample.data, out=sample.out)
+    os.replace(partial, kept)
+    return sample.data, sample.out

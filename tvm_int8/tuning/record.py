@@ -13,6 +13,7 @@ from tvm_int8.schedules.registry import rule_of
 from .workload import Workload
 
 _NUMBERS = {"time_us": float, "heuristic_us": float, "version": int, "rounds": int}
+_LARGEST = 1e12
 _TEXTS = ("template", "target", "cpu", "tvm", "date")
 
 
@@ -99,12 +100,14 @@ class Record:
             fields = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
+        except RecursionError:
+            raise ValueError("not JSON (nested too deeply)") from None
         if not isinstance(fields, dict) or "workload" not in fields or "template" not in fields:
             raise ValueError("not a record of this project: no workload and template in it")
         fields = dict(fields)
         failed = bool(fields.get("error"))
         if failed:
-            fields = {**fields, "time_us": float("inf"), "heuristic_us": 1.0, "rounds": 0}
+            fields = {**fields, "time_us": 1.0, "heuristic_us": 1.0, "rounds": 1}
         fields.setdefault("rounds", 1)
         for name in (*_NUMBERS, *_TEXTS, "knobs"):
             if name not in fields:
@@ -113,9 +116,9 @@ class Record:
         for name, kind in _NUMBERS.items():
             value = fields.pop(name)
             accepted = isinstance(value, int | float) if kind is float else isinstance(value, int)
-            if not accepted or isinstance(value, bool) or value < 0 or (kind is float and not value > 0):
-                raise ValueError(f"{name} is {value!r}, expected a positive number")
-            values[name] = value
+            if not accepted or isinstance(value, bool) or not (name == "version" or 0 < value <= _LARGEST):
+                raise ValueError(f"{name} is {repr(value)[:40]}, expected a positive number")
+            values[name] = kind(value)
         for name in _TEXTS:
             values[name] = fields.pop(name)
             if not isinstance(values[name], str):
@@ -130,7 +133,11 @@ class Record:
             raise ValueError(
                 f"version {values['version']} of template {values['template']}, which is at {rule.version}: tune again"
             )
-        final, failure = bool(fields.pop("final", False)), str(fields.pop("error", ""))
+        final, failure = fields.pop("final", False), fields.pop("error", "")
+        if not isinstance(final, bool) or not isinstance(failure, str):
+            raise ValueError(f"final is {final!r} and error {failure!r}, expected true or false, and text")
+        if failed:
+            values |= {"time_us": float("inf"), "rounds": 0}
         return cls(**values, final=final, error=failure, extra=fields)
 
     def rank(self) -> tuple[bool, bool, float]:

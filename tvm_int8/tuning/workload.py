@@ -13,8 +13,8 @@ from typing import Any
 from tvm_int8.specs import LANES, Conv2d, Operand, Output, Program, Spec, Tensor
 
 OPS = ("conv2d", "depthwise_conv2d", "conv2d_transpose", "dense")
-_DTYPES = {"uint8", "int8", "float32"}
 _WEIGHT_DTYPES = {"uint8": "int8", "float32": "float32"}
+_OUT_DTYPES = ("uint8", "float32")
 _ZERO_POINT = 3  # of made-up data: padding is not zero
 _SHORT = {"uint8": "u8", "int8": "s8", "float32": "f32"}
 
@@ -119,17 +119,34 @@ class Workload:
             if not _are_counts((values[name],), 1, 1):
                 raise ValueError(f"workload's {name} is {fields[name]!r}, expected a count")
         dtypes = values["dtypes"]
-        if not (isinstance(dtypes, tuple) and len(dtypes) == 3 and all(d in _DTYPES for d in dtypes)):
-            raise ValueError(
-                f"workload's dtypes are {fields['dtypes']!r}, expected three of {', '.join(sorted(_DTYPES))}"
-            )
+        texts = isinstance(dtypes, tuple) and len(dtypes) == 3 and all(isinstance(d, str) for d in dtypes)
+        if not texts or _WEIGHT_DTYPES.get(dtypes[0]) != dtypes[1] or dtypes[2] not in _OUT_DTYPES:
+            expected = "three: uint8 and int8, or float32 twice, then uint8 or float32"
+            raise ValueError(f"workload's dtypes are {fields['dtypes']!r}, expected {expected}")
         workload = cls(**values)
-        if workload.op not in OPS or workload.block not in (4, LANES) or _WEIGHT_DTYPES.get(dtypes[0]) != dtypes[1]:
-            raise ValueError(f"no workload: op {workload.op!r}, block {workload.block}, dtypes {', '.join(dtypes)}")
+        if workload.op not in OPS or workload.block not in (4, LANES):
+            raise ValueError(f"no workload: op {workload.op!r}, block {workload.block}")
         channels = workload.data[1], workload.out[1]
         if any(count % workload.groups for count in channels) or _op_of(workload.spec()) != workload.op:
             raise ValueError(f"no workload: op {workload.op!r} does not fit its shapes and groups")
+        if not workload._sizes_fit():
+            raise ValueError(f"no workload: {workload.data} does not become {workload.out} with this window")
         return workload
+
+    def _sizes_fit(self) -> bool:
+        """Whether the result has the size that data, window and padding give it."""
+        if self.out[0] != self.data[0]:
+            return False
+        for i in (0, 1):
+            reach, padding = self.dilation[i] * (self.kernel[i] - 1) + 1, self.padding[i] + self.padding[2 + i]
+            size, out, stride = self.data[2 + i], self.out[2 + i], self.strides[i]
+            if self.op == "conv2d_transpose":
+                fits = 0 <= out - ((size - 1) * stride + reach - padding) < max(stride, self.dilation[i])
+            else:
+                fits = out == (size + padding - reach) // stride + 1
+            if not fits:
+                return False
+        return True
 
     def __str__(self) -> str:
         shapes = "x".join(map(str, self.data)), "x".join(map(str, self.weight))
