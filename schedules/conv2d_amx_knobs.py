@@ -31,7 +31,7 @@ def knob_space(spec: Conv2d, cpu: Cpu) -> KnobSpace:
         "order": ("pixels", "channels"),
         "chunk": tuple(sorted({-(-model.blocks // n) for n in DIVISORS})),
         "panels": tuple(sorted({-(-model.panels // n) for n in DIVISORS})),
-        "strip": (0, 2, 4, 8) if model.can_strip else (0,),
+        "strip": (0, 1, 2, 3, 4, 8) if model.can_strip else (0,),
         "part": tuple(sorted({0, *(-(-groups // n) for n in (2, 3, 4, 6, 8, 16))})) if model.can_strip else (0,),
     }
     return KnobSpace(model.heuristic(), choices, model.is_valid, model.estimate, model.features)
@@ -59,18 +59,21 @@ class _Model:
         """Either all panels are read for every chunk, or all pixels for every panel: whichever reads less from L2."""
         cpu = self.cpu
         part_bytes = self.spans * PANEL * amx.TILE_BYTES
-        large = self.spans > 1 and self.panel_bytes > 2 * PART_BYTES
-        strips = {"strip": STRIP, "part": max(1, PART_BYTES // part_bytes)} if large else {"strip": 0, "part": 0}
+        strip, part = STRIP, max(1, PART_BYTES // part_bytes)
+        if not self.can_strip or self.panel_bytes <= 2 * PART_BYTES:
+            strip = part = 0
         per_block = max(1, self.data_bytes // self.blocks)
         chunk = min(self.blocks, max(1, CHUNK_BYTES // per_block))
         chunks = -(-self.blocks // chunk)
         if self.weight_bytes <= cpu.l2_bytes // 2 and self.weight_bytes * chunks <= self.data_bytes * self.panels:
             chunks = max(chunks, min(self.blocks, 4 * cpu.threads if cpu.threads > 1 else 1))
-            return {"order": "pixels", "chunk": -(-self.blocks // chunks), "panels": self.panels, **strips}
+            chunk = -(-self.blocks // chunks)
+            return {"order": "pixels", "chunk": chunk, "panels": self.panels, "strip": min(strip, chunk), "part": part}
         parts = 1
         if cpu.threads > 1 and self.panels % cpu.threads and self.panels < 8 * cpu.threads:
             parts = min(self.blocks, 2 * cpu.threads)
-        return {"order": "channels", "chunk": -(-self.blocks // parts), "panels": 1, **strips}
+        chunk = -(-self.blocks // parts)
+        return {"order": "channels", "chunk": chunk, "panels": 1, "strip": min(strip, chunk), "part": part}
 
     def _l2_bytes(self, knobs: Knobs) -> float:
         """Read from L2 where what is met again does not stay in L1."""

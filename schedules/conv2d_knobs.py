@@ -112,7 +112,7 @@ class _Model:
     def _prefetch(self, knobs: Knobs) -> str:
         reuses, tile_bytes = self._reuses(knobs), self._tile_weight_bytes(knobs)
         both_fit = 2 * tile_bytes <= self.cpu.l2_bytes
-        if reuses == 1 and -(-self.blocks // knobs["oc_tile"]) * tile_bytes > self.cpu.l2_bytes // 2:
+        if reuses == 1:
             return "stream"
         return "next" if reuses <= MOST_REUSES and (self.integer or both_fit) else "none"
 

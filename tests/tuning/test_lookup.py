@@ -145,8 +145,8 @@ def test_the_record_that_counts_comes_first(mine):
         replace(tuned(), template="conv2d_amx", knobs={}),
     ],
     ids=[
-        "threads", "hardly faster", "slower", "failed", "no knobs", "unknown knob", "value", "type", "float", "bool", "null", "list",
-        "too many registers", "depthwise", "without AMX",
+        "threads", "hardly faster", "slower", "failed", "no knobs", "unknown knob", "value", "type", "float", "bool",
+        "null", "list", "too many registers", "depthwise", "without AMX",
     ],
 )  # fmt: skip
 def test_records_that_cannot_be_used_are_passed_over(mine, shipped, unusable):

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tvm.s_tir.meta_schedule import TuneContext
 from tvm.s_tir.meta_schedule.runner import RunnerResult
 
 from tvm_int8.target import parse_target
@@ -22,6 +21,7 @@ from tvm_int8.tuning.search import (
     cost_model,
     known_points,
     spaces_of,
+    tune_context,
 )
 from tvm_int8.tuning.workload import Workload
 
@@ -132,7 +132,7 @@ class Trial:
         module = placeholder(workload)
         schedules = [schedule_of(candidate, module) for candidate in self.candidates]
         search = KnobSearch(is_warm=lambda: model is not None and model.data_size >= WARM_UP, **options)
-        self.context = TuneContext(module, target=CASCADELAKE.tvm_target, search_strategy=search, num_threads=1)
+        self.context = tune_context(module, CASCADELAKE.tvm_target, search)
         self.context.pre_tuning(len(schedules), batch, design_spaces=schedules, cost_model=model)
 
     def step(self):

@@ -8,7 +8,10 @@ import json
 import math
 import os
 import shutil
+import signal
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +20,6 @@ from typing import Any
 import numpy as np
 import tvm
 from tqdm import tqdm
-from tvm.s_tir.meta_schedule import TuneContext
 from tvm.s_tir.meta_schedule.runner import RPCConfig, RunnerResult
 from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate
 
@@ -29,13 +31,13 @@ from .candidate import Candidate, candidate_of, placeholder, schedule_of
 from .log_file import append, read_log
 from .record import Record
 from .runner import TIMEOUT_S, SideBySideRunner, runner_input
-from .search import WARM_UP, KnobSearch, Vectorizer, candidates_of, cost_model, known_points
+from .search import WARM_UP, KnobSearch, Vectorizer, candidates_of, cost_model, known_points, tune_context
 from .workload import Workload
 
 FIRST_BATCH, BATCH = 5, 8
 WORKLOADS_PER_ROUND = 12
 TURNS, FINAL_TURNS = 9, 31
-FINAL_S = 0.4
+FINAL_S = 0.6
 """Seconds that a final comparison takes: kept back when time is limited."""
 EXPECTED_GAIN = 0.05
 """Share of a workload's time that the next batch is expected to save; halved by every batch that saved nothing."""
@@ -45,6 +47,10 @@ IMPROVEMENT = 0.99
 """A candidate has to be this times faster than the best so far to count as a gain."""
 KEPT = 0.98
 """A record other than the heuristic has to be this times faster in the final comparison."""
+
+
+_OPEN = "open"
+"""Field of a final record whose search was cut short: another job may go on with it."""
 
 
 @dataclass
@@ -190,11 +196,18 @@ class Job:
         """Search until there is nothing left worth a trial, or trials or time are spent, or Ctrl-C."""
         started = time.monotonic()
         self._deadline = started + 60 * self.options.minutes if self.options.minutes else math.inf
-        stopped = "finished"
-        with tempfile.TemporaryDirectory(prefix="tvm_int8-tune-") as directory, self._workers(directory), self._bar():
+        self._interrupted = False
+        with (
+            tempfile.TemporaryDirectory(prefix="tvm_int8-tune-") as directory,
+            self._interruptible(),
+            self._workers(directory),
+            self._bar(),
+        ):
             try:
                 stopped = self._search()
-            except KeyboardInterrupt:
+            except BaseException as error:  # on its way through TVM an interrupt becomes some other error
+                if not self._interrupted and not isinstance(error, KeyboardInterrupt):
+                    raise
                 stopped = "interrupted"
         return self._result(stopped, time.monotonic() - started)
 
@@ -207,10 +220,27 @@ class Job:
             task = by_workload.get(record.workload)
             if task is None or record.target != self.resolved.mcpu:
                 continue
-            if record.final:
+            if record.final and not record.extra.get(_OPEN):
                 task.final = record if task.final is None or record.rank() < task.final.rank() else task.final
-            else:
+            elif not record.final:
                 task.records[record.point] = record
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Remember that Ctrl-C was pressed."""
+
+        def note(*_: Any) -> None:
+            self._interrupted = True
+            raise KeyboardInterrupt
+
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals go to the main thread
+            return
+        previous = signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
 
     @contextlib.contextmanager
     def _workers(self, directory: str) -> Iterator[None]:
@@ -225,7 +255,11 @@ class Job:
 
     @contextlib.contextmanager
     def _bar(self) -> Iterator[None]:
+        layers = sum(count for network in self.networks for count in network.values())
         with tqdm(total=self.options.trials, unit="trial", disable=not self.options.progress, leave=True) as self.bar:
+            if self.options.progress:
+                known = f"{len(self.tasks)} workloads in {layers} layers, {self.tuned_before} of them tuned before"
+                self.bar.write(f"{known} ({os.fspath(self.log)})", file=sys.stderr)
             self._show()
             yield
 
@@ -265,7 +299,9 @@ class Job:
                 break
             self._round(chosen)
             self._finish([task for task in chosen if not self._is_worthwhile(task)])
-        self._finish(self._unfinished())
+        remaining = self._unfinished()
+        for start in range(0, len(remaining), WORKLOADS_PER_ROUND):
+            self._finish(remaining[start : start + WORKLOADS_PER_ROUND])
         return stopped
 
     def _unfinished(self) -> list[Task]:
@@ -328,7 +364,7 @@ class Job:
         known = known_points(task.records.values(), task.candidates)
         module = placeholder(task.workload)
         search = KnobSearch(known, self.options.seed, self._is_warm, lambda: self._left)
-        task.context = TuneContext(module, target=self.resolved.tvm_target, search_strategy=search, num_threads=1)
+        task.context = tune_context(module, self.resolved.tvm_target, search)
         schedules = [schedule_of(candidate, module) for candidate in task.candidates]
         seeds = len(self.seeds.get(task.workload, ()))
         size = BATCH if known else 2 + min(seeds, 2) if seeds else FIRST_BATCH
@@ -491,7 +527,8 @@ class Job:
                 tvm=tvm.__version__,
                 date=_today(),
             )
-        task.final = _as_final(winner)
+        extra = {_OPEN: True} if self._is_worthwhile(task) else {}  # trials or time were spent: to be gone on with
+        task.final = replace(winner, final=True, extra=extra)
         append(self.log, [task.final])
 
     def _result(self, stopped: str, seconds: float) -> TuningResult:
@@ -525,10 +562,6 @@ def _candidate_of(record: Record) -> Candidate:
 
 def _point(candidate: Candidate) -> tuple[str, str]:
     return candidate.template, json.dumps(candidate.knobs, sort_keys=True)
-
-
-def _as_final(record: Record) -> Record:
-    return replace(record, final=True)
 
 
 def _seconds(result: Any) -> list[float]:

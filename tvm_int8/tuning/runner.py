@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import Future
 from typing import Any
 
@@ -116,7 +117,8 @@ class SideBySideRunner(PyRunner):
 
     def close(self) -> None:
         """End the worker processes."""
-        self.pool.shutdown(wait=False)
+        with contextlib.suppress(AttributeError):  # TVM's pool stumbles over workers that end at the same moment
+            self.pool.shutdown(wait=False)
 
 
 def runner_input(path: str) -> RunnerInput:

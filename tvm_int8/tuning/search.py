@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tvm
 from tvm.ir.utils import derived_object
+from tvm.s_tir.meta_schedule import TuneContext
 from tvm.s_tir.meta_schedule.cost_model import XGBModel
 from tvm.s_tir.meta_schedule.feature_extractor import PyFeatureExtractor
 from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate, PySearchStrategy
@@ -179,9 +183,10 @@ class KnobSearch(PySearchStrategy):
     def generate_measure_candidates(self) -> list[MeasureCandidate] | None:
         """Return the next batch; None when all is measured."""
         open_points = [i for i in range(len(self.candidates)) if i not in self.done]
-        if not open_points or self.left <= 0:
+        count = min(self.batch, self.left, self.budget())
+        if not open_points or count <= 0:
             return None
-        chosen = self._choose(open_points, min(self.batch, self.left, self.budget()))
+        chosen = self._choose(open_points, count)
         self.batches.append(chosen)
         return [self.candidates[i] for i in chosen]
 
@@ -210,6 +215,26 @@ class KnobSearch(PySearchStrategy):
         drawn = sum(self.random.random() < EXPLORED for _ in range(count))
         best, others = ranked[: count - drawn], ranked[count - drawn :]
         return first + best + self.random.sample(others, min(drawn, len(others)))
+
+
+def tune_context(module: tvm.IRModule, target: tvm.target.Target, search: Any) -> TuneContext:
+    """Return MetaSchedule's context of a workload's search."""
+    with _without_intrinsics():
+        return TuneContext(module, target=target, search_strategy=search, num_threads=1)
+
+
+@contextlib.contextmanager
+def _without_intrinsics() -> Iterator[None]:
+    """Keep `TuneContext` from importing TVM's tensor intrinsics: half a minute for what nothing here uses."""
+    name = "tvm.s_tir.tensor_intrin"
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = types.ModuleType(name)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def known_points(records: Iterable[Any], candidates: Sequence[Candidate]) -> Mapping[int, Any]:
