@@ -12,6 +12,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def gain(name: str, target: str, threads: int, logs: object, rounds: int) -> dic
     network = load_network(name)
     model = onnx_graph.logits_model(network.model)
     table = tvm_int8.calibrate(model, network.inputs(2, 0), progress=False)
-    options = {"target": target, "calibration": table, "num_threads": threads, "progress": False}
+    options: dict[str, Any] = {"target": target, "calibration": table, "num_threads": threads, "progress": False}
     untuned = tvm_int8.compile(model, tuning_logs=None, **options)
     tuned = tvm_int8.compile(model, tuning_logs=logs, **options)
     (x,) = network.inputs(1, 1)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tvm_int8.config import QuantizationConfig
     from tvm_int8.quantization.calibration_table import CalibrationTable
     from tvm_int8.runtime import CompiledModule, load
-    from tvm_int8.tuning.job import TuningResult
+    from tvm_int8.tuning.options import TuningResult
     from tvm_int8.tuning.tune import tune
     from tvm_int8.tuning.workload import Workload
 
@@ -43,7 +43,7 @@ _LAZY = {
     "QuantizationConfig": "tvm_int8.config",
     "CompiledModule": "tvm_int8.runtime",
     "load": "tvm_int8.runtime",
-    "TuningResult": "tvm_int8.tuning.job",
+    "TuningResult": "tvm_int8.tuning.options",
     "tune": "tvm_int8.tuning.tune",
     "Workload": "tvm_int8.tuning.workload",
 }

@@ -22,14 +22,16 @@ from tvm.support import cc
 
 from tests.small_networks import Network
 from tvm_int8.target import parse_target
-from tvm_int8.tuning import job
+from tvm_int8.tuning import bench, job
 from tvm_int8.tuning.build import build, load_artifact, make_builder
 from tvm_int8.tuning.candidate import Candidate, candidate_of, placeholder, schedule_of
-from tvm_int8.tuning.job import KEPT, Job, Options
+from tvm_int8.tuning.job import Job
 from tvm_int8.tuning.log_file import read_log
 from tvm_int8.tuning.measure import Timing
+from tvm_int8.tuning.options import Options
 from tvm_int8.tuning.runner import Group, SideBySideRunner, runner_input
 from tvm_int8.tuning.search import candidates_of
+from tvm_int8.tuning.task import KEPT
 from tvm_int8.tuning.tune import tune
 from tvm_int8.tuning.workload import Workload
 
@@ -95,7 +97,7 @@ class Machine:
         return self
 
     def run(self, inputs):
-        return self.start(inputs, job.TURNS)
+        return self.start(inputs, bench.TURNS)
 
     def start(self, inputs, turns):
         self.before_measuring()
@@ -117,9 +119,9 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch):
     made_up = Machine()
-    monkeypatch.setattr(job, "make_builder", lambda _resolved, directory, *_: directory)
-    monkeypatch.setattr(job, "build", made_up.build)
-    monkeypatch.setattr(job, "SideBySideRunner", made_up.runner)
+    monkeypatch.setattr(bench, "make_builder", lambda _resolved, directory, *_: directory)
+    monkeypatch.setattr(bench, "build", made_up.build)
+    monkeypatch.setattr(bench, "SideBySideRunner", made_up.runner)
     return made_up
 
 
@@ -172,7 +174,7 @@ def test_a_gain_that_the_last_comparison_does_not_confirm_is_dropped(machine, tm
     """Trials were lucky; side by side for the last time, with more turns, nothing is left of it."""
 
     def start(inputs, turns):
-        machine.time_of = (lambda candidate: 1e-3) if turns == job.FINAL_TURNS else by_tile
+        machine.time_of = (lambda candidate: 1e-3) if turns == bench.FINAL_TURNS else by_tile
         return Machine.start(machine, inputs, turns)
 
     machine.start = start
@@ -298,7 +300,7 @@ def test_records_for_other_targets_and_threads_are_left_alone(machine, tmp_path)
 
 
 def test_no_artifact_stays(machine, tmp_path, monkeypatch):
-    monkeypatch.setattr(job.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(bench.tempfile, "tempdir", str(tmp_path))
     machine.time_of = by_tile
     most = []
     machine.before_measuring = lambda: most.append(len(list(tmp_path.glob("tvm_int8-tune-*/*"))))
@@ -441,6 +443,7 @@ def test_wrong_results_and_crashes_are_found(artifacts, runner, tmp_path):
 def command_of(log, trials):
     """A Python process that tunes two workloads."""
     text = f"""
+from tvm_int8.tuning.task import KEPT
 from tvm_int8.tuning.tune import tune
 from tvm_int8.tuning.workload import Workload
 workloads = [Workload.from_dict(fields) for fields in {json.dumps([SMALL.to_dict(), OTHER.to_dict()])}]

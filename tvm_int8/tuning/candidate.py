@@ -47,6 +47,11 @@ class Candidate:
     version: int
     knobs: Knobs
 
+    @property
+    def point(self) -> tuple[str, str]:
+        """Which candidate of its workload this is."""
+        return self.template, json.dumps(self.knobs, sort_keys=True)
+
     def to_json(self) -> str:
         """Return the text that `from_json` reads."""
         fields = {"workload": self.workload.to_dict(), "template": self.template, "version": self.version}

@@ -16,6 +16,7 @@ from tvm.ir.utils import derived_object
 from tvm.s_tir.meta_schedule import TuneContext
 from tvm.s_tir.meta_schedule.cost_model import XGBModel
 from tvm.s_tir.meta_schedule.feature_extractor import PyFeatureExtractor
+from tvm.s_tir.meta_schedule.runner import RunnerResult
 from tvm.s_tir.meta_schedule.search_strategy import MeasureCandidate, PySearchStrategy
 
 from tvm_int8.schedules.cpu import Cpu
@@ -23,6 +24,7 @@ from tvm_int8.schedules.knobs import Knobs, KnobSpace
 from tvm_int8.schedules.registry import applicable
 
 from .candidate import Candidate, candidate_of
+from .record import Record
 from .workload import OPS, Workload
 
 METHODS = ("xgboost", "random")
@@ -215,6 +217,11 @@ class KnobSearch(PySearchStrategy):
         drawn = sum(self.random.random() < EXPLORED for _ in range(count))
         best, others = ranked[: count - drawn], ranked[count - drawn :]
         return first + best + self.random.sample(others, min(drawn, len(others)))
+
+
+def learnt(record: Record) -> RunnerResult:
+    """Return what the cost model is told of a record: its time relative to the heuristic's."""
+    return RunnerResult(None if record.error else [record.ratio], record.error or None)
 
 
 def tune_context(module: tvm.IRModule, target: tvm.target.Target, search: Any) -> TuneContext:

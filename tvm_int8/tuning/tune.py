@@ -16,9 +16,10 @@ from tvm_int8.schedules.knobs import Knobs
 from tvm_int8.target import ResolvedTarget, missing_features, parse_target
 
 from .fleet import connect
-from .job import Job, Options, TuningResult
+from .job import Job
 from .log_file import read_log
 from .lookup import shipped_logs, warn_of_problems
+from .options import Options, TuningResult
 from .runner import TIMEOUT_S
 from .search import METHODS
 from .tasks import workloads_of

@@ -121,8 +121,8 @@ class Workload:
         dtypes = values["dtypes"]
         texts = isinstance(dtypes, tuple) and len(dtypes) == 3 and all(isinstance(d, str) for d in dtypes)
         if not texts or _WEIGHT_DTYPES.get(dtypes[0]) != dtypes[1] or dtypes[2] not in _OUT_DTYPES:
-            expected = "three: uint8 and int8, or float32 twice, then uint8 or float32"
-            raise ValueError(f"workload's dtypes are {fields['dtypes']!r}, expected {expected}")
+            three = "three: uint8 and int8, or float32 twice, then uint8 or float32"
+            raise ValueError(f"workload's dtypes are {fields['dtypes']!r}, expected {three}")
         workload = cls(**values)
         if workload.op not in OPS or workload.block not in (4, LANES):
             raise ValueError(f"no workload: op {workload.op!r}, block {workload.block}")
