@@ -48,13 +48,20 @@ def shipped_file(mcpu: str, threads: int) -> Path:
     return SHIPPED / mcpu / f"{threads}_thread{'s' if threads > 1 else ''}.jsonl"
 
 
-def ship(mcpu: str, threads: int, log: Path, names: Sequence[str]) -> Path:
+def ship(target: str, threads: int, log: Path, names: Sequence[str]) -> Path:
     """Write the shipped file of a CPU from the log of its trials."""
-    records = [r for r in read_log(log).best() if r.target == mcpu and r.workload.threads == threads and r.final]
+    mcpu = parse_target(target).mcpu
+    records = [
+        replace(record, extra={})
+        for record in read_log(log).best()
+        if record.target == mcpu and record.workload.threads == threads and record.final
+    ]
     measured_on = sorted({record.cpu for record in records})
+    compiled = "" if target == mcpu else f" Compiled for {target}, which that CPU can run."
     header = (
         f"{mcpu}, {threads} thread(s): convolutions and dense layers in INT8 of {', '.join(names)}. "
-        f"Measured on {'; '.join(measured_on)}. Every kernel's result was compared with the reference, bit for bit."
+        f"Measured on {'; '.join(measured_on)}.{compiled} Every kernel's result was compared with the reference, bit for "
+        "bit."
     )
     path = shipped_file(mcpu, threads)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log = arguments.work / f"{resolved.mcpu}.jsonl"
     for threads in arguments.threads:
         result = tune(networks, arguments.target, arguments.trials, log, minutes=arguments.minutes, num_threads=threads)
-        print(f"{result}\nwrote {ship(resolved.mcpu, threads, log, names)} ({cpu_model()})")
+        print(f"{result}\nwrote {ship(arguments.target, threads, log, names)} ({cpu_model()})")
     return 0
 
 
