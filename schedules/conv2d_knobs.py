@@ -26,6 +26,7 @@ MOST_REUSES = 64  # tiles with the same weights up to which the next weights are
 MOST_UNROLLED = 4
 FEW_ACCUMULATORS = 20  # in loops over single steps, if there are few taps: LLVM unrolls them, and spills beyond this
 FEW_TAPS = 25
+LONG_TILE = 16  # pixels, beyond which a single block of output channels gains nothing and its epilogue spills
 
 
 def knob_space(spec: Conv2d, cpu: Cpu) -> KnobSpace:
@@ -40,6 +41,12 @@ def knob_space(spec: Conv2d, cpu: Cpu) -> KnobSpace:
         "prefetch": ("none", "next", "stream"),
     }
     return KnobSpace(model.heuristic(), choices, model.is_valid, model.estimate, model.features)
+
+
+def _tiles(total: int, size: int) -> list[tuple[int, int]]:
+    """(size of a tile, how many): full ones, and the last one where that is smaller."""
+    full, rest = divmod(total, size)
+    return [(size, full)] * (full > 0) + [(rest, 1)] * (rest > 0)
 
 
 class _Model:
@@ -86,7 +93,7 @@ class _Model:
             limit = self.limit(oc_tile)
             if limit < 1:
                 break
-            for most in {limit, min(limit, max(1, FEW_ACCUMULATORS // oc_tile))}:
+            for most in {limit, *(min(limit, max(1, few // oc_tile)) for few in (FEW_ACCUMULATORS, LONG_TILE))}:
                 ow_tile = -(-width // -(-width // most))
                 knobs = {
                     "pixels": form,
@@ -127,18 +134,25 @@ class _Model:
         return steps * knobs["oc_tile"] * self.vector_bytes
 
     def estimate(self, knobs: Knobs) -> float:
-        """Cycles per useful multiply-add, roughly, in units of what registers full of accumulators allow."""
+        """Cycles per multiply-add, roughly, in units of what registers full of accumulators allow."""
         ow_tile, oc_tile = knobs["ow_tile"], knobs["oc_tile"]
         width = self.geometries[knobs["pixels"]].columns
-        tiles = -(-width // ow_tile)
-        wasted = (tiles * ow_tile) / width * (-(-self.blocks // oc_tile) * oc_tile) / self.blocks
-        loads = 1 / ow_tile + 1 / oc_tile  # per multiply-add; many CPUs load less often than they multiply
-        idle = max(1.0, 10 / (ow_tile * oc_tile))  # ten accumulators hide the latency of two instructions per cycle
-        unrolled = self.reduction.inner == 1 and self.spec.kernel[0] * self.spec.kernel[1] <= FEW_TAPS
-        spilled = max(0, ow_tile * oc_tile - FEW_ACCUMULATORS) if unrolled else 0
+        cycles = sum(
+            pixels * blocks * self._cycles(pixels, blocks) * rows * columns
+            for pixels, columns in _tiles(width, ow_tile)
+            for blocks, rows in _tiles(self.blocks, oc_tile)
+        )
         # weights come from L2, data from L1: a tie goes to the tile that loads fewer weights
-        cost = wasted * max(idle, 1.0 + 0.6 * max(0.0, loads - 0.6)) + 0.05 * (2 / ow_tile + 0.5 / oc_tile)
-        return cost * (1 + 0.05 * spilled)
+        return cycles / (width * self.blocks) + 0.05 * (2 / ow_tile + 0.5 / oc_tile)
+
+    def _cycles(self, pixels: int, blocks: int) -> float:
+        """Of a tile, per multiply-add."""
+        loads = 1 / pixels + 1 / blocks  # per multiply-add; many CPUs load less often than they multiply
+        idle = max(1.0, 10 / (pixels * blocks))  # ten accumulators hide the latency of two instructions per cycle
+        unrolled = self.reduction.inner == 1 and self.spec.kernel[0] * self.spec.kernel[1] <= FEW_TAPS
+        spilled = max(0, pixels * blocks - FEW_ACCUMULATORS) if unrolled else 0
+        long = 1.1 if blocks == 1 and pixels > LONG_TILE else 1.0
+        return max(idle, 1.0 + 0.6 * max(0.0, loads - 0.6)) * (1 + 0.05 * spilled) * long
 
     def features(self, knobs: Knobs) -> dict[str, float]:
         ow_tile, oc_tile = knobs["ow_tile"], knobs["oc_tile"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import warnings
@@ -16,7 +17,7 @@ from ..schedules.knobs import Choice
 from ..schedules.registry import rule_of
 from ..specs import Spec
 from ..target import ResolvedTarget, parse_target, required_cpu_features
-from .log_file import Log, read_log
+from .log_file import SUFFIX, Log, read_log
 from .record import Record
 from .workload import Workload
 
@@ -183,6 +184,15 @@ def shipped_logs(resolved: ResolvedTarget) -> list[Source]:
     directory = shipped_directory()
     names = sorted(path.name for path in directory.iterdir() if path.is_dir() and _is_known(path.name))
     return [
-        Source.of(name, (r for r in read_log(directory / name).records if r.target == name))
+        _shipped_source(
+            name, tuple((str(path), path.stat().st_mtime_ns) for path in sorted((directory / name).iterdir()))
+        )
         for name in nearest(resolved, names, limit=2)
     ]
+
+
+@functools.lru_cache(maxsize=16)
+def _shipped_source(name: str, files: tuple[tuple[str, int], ...]) -> Source:
+    """The records of a directory; read once as long as its files are the same."""
+    log = read_log(*(path for path, _ in files if path.endswith(SUFFIX)))
+    return Source.of(name, (record for record in log.records if record.target == name))
