@@ -59,9 +59,8 @@ def ship(target: str, threads: int, log: Path, names: Sequence[str]) -> Path:
     measured_on = sorted({record.cpu for record in records})
     compiled = "" if target == mcpu else f" Compiled for {target}, which that CPU can run."
     header = (
-        f"{mcpu}, {threads} thread(s): convolutions and dense layers in INT8 of {', '.join(names)}. "
-        f"Measured on {'; '.join(measured_on)}.{compiled} Every kernel's result was compared with the reference, bit for "
-        "bit."
+        f"{mcpu}, {threads} thread(s): convolutions and dense layers in INT8 of {', '.join(names)}. Measured on "
+        f"{'; '.join(measured_on)}.{compiled} Every kernel's result was compared with the reference, bit for bit."
     )
     path = shipped_file(mcpu, threads)
     path.parent.mkdir(parents=True, exist_ok=True)
