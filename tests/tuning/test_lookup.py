@@ -224,7 +224,7 @@ def test_shipped_logs_are_read_without_warnings(shipped):
 
 
 @pytest.mark.parametrize(
-    "bad", [True, False, 3, 1.5, {}, {"a.jsonl"}, b"a.jsonl", [None], ["a.jsonl", 3], [["a.jsonl"]], object()], ids=str
+    "bad", [True, False, 3, 1.5, {}, {"a.jsonl"}, b"a.jsonl", [None], ["a.jsonl", 3], [["a.jsonl"]], object], ids=str
 )
 def test_bad_options(bad):
     with pytest.raises(ConfigError, match=r"option 'tuning_logs'.*expected a path, a list of paths, 'shipped'"):
