@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import tvm_int8
+from tests.cli_testing import assert_one_line_error, run
 from tests.runtime_module import SHAPE, build_module
 from tvm_int8.cli import main
 from tvm_int8.metadata import TensorInfo
@@ -40,20 +41,6 @@ def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return str(path)
-
-
-def run(capsys, *arguments):
-    code = main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def assert_one_line_error(result, *words):
-    code, out, err = result
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("tvm-int8: error: ")
-    for word in words:
-        assert word in err
 
 
 def test_run_writes_outputs_under_their_names(capsys, library, tmp_path):

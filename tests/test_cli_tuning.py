@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 import tvm_int8
+from tests.cli_testing import assert_one_line_error, run
 from tests.runtime_module import build_module
 from tvm_int8.cli import main
 from tvm_int8.schedules.conv2d import Conv2dRule
@@ -33,20 +34,6 @@ def log(tmp_path):
     path = tmp_path / "net.jsonl"
     write_log(path, [SLOW, FAILED, OTHER, FAST, SLOW], ["from a test"])
     return path
-
-
-def run(capsys, *arguments):
-    code = main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def assert_one_line_error(result, *words):
-    code, out, err = result
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("tvm-int8: error: ")
-    for word in words:
-        assert word in err
 
 
 def test_list_shows_the_best(capsys, log):

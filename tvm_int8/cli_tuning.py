@@ -141,10 +141,9 @@ def _merge(options: argparse.Namespace) -> None:
     from .tuning.log_file import write_log
 
     log = _read(options)
-    lines = dict.fromkeys(record.to_json() for record in log.records)
     unique = {record.to_json(): record for record in log.records}
-    write_log(options.output, [unique[line] for line in lines], dict.fromkeys(log.headers))
-    print(f"wrote {options.output} ({len(lines)} of {len(log.records)} records, the others are repetitions)")
+    write_log(options.output, unique.values(), dict.fromkeys(log.headers))
+    print(f"wrote {options.output} ({len(unique)} of {len(log.records)} records, the others are repetitions)")
 
 
 def _best(options: argparse.Namespace) -> None:

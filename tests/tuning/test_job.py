@@ -29,9 +29,9 @@ from tvm_int8.tuning.job import Job
 from tvm_int8.tuning.log_file import read_log
 from tvm_int8.tuning.measure import Timing
 from tvm_int8.tuning.options import Options
+from tvm_int8.tuning.record import KEPT
 from tvm_int8.tuning.runner import Group, SideBySideRunner, runner_input
 from tvm_int8.tuning.search import candidates_of
-from tvm_int8.tuning.task import KEPT
 from tvm_int8.tuning.tune import tune
 from tvm_int8.tuning.workload import Workload
 
@@ -443,7 +443,6 @@ def test_wrong_results_and_crashes_are_found(artifacts, runner, tmp_path):
 def command_of(log, trials):
     """A Python process that tunes two workloads."""
     text = f"""
-from tvm_int8.tuning.task import KEPT
 from tvm_int8.tuning.tune import tune
 from tvm_int8.tuning.workload import Workload
 workloads = [Workload.from_dict(fields) for fields in {json.dumps([SMALL.to_dict(), OTHER.to_dict()])}]

@@ -18,7 +18,7 @@ from .build import build, make_builder
 from .candidate import Candidate, placeholder, schedule_of
 from .options import Options
 from .record import Record
-from .runner import SideBySideRunner, runner_input
+from .runner import SideBySideRunner, last_line, runner_input
 
 TURNS, FINAL_TURNS = 9, 31
 
@@ -58,7 +58,7 @@ class Bench:
         modules = [schedule_of(candidate, placeholder(candidate.workload)).mod for candidate in candidates]
         results = build(self._builder, modules, self.resolved.tvm_target)
         return [
-            (str(result.artifact_path), "") if result.artifact_path else (None, _last_line(str(result.error_msg)))
+            (str(result.artifact_path), "") if result.artifact_path else (None, last_line(str(result.error_msg)))
             for result in results
         ]
 
@@ -98,8 +98,3 @@ def _typical(seconds: Sequence[float]) -> float:
 def _paired(seconds: Sequence[float], beside: Sequence[float]) -> float:
     """Time relative to another candidate's, turn by turn: what slows a turn down slows both."""
     return float(np.median([a / b for a, b in zip(seconds, beside, strict=False)]))
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines or ["no message"])[-1][:300]

@@ -30,6 +30,7 @@ from tvm_int8.schedules.registry import deliver
 from tvm_int8.schedules.rule import Constants
 from tvm_int8.specs import Conv2d, Kernel, Tensor
 
+from .record import Record
 from .workload import Workload
 
 BLOCK = "kernel"
@@ -46,6 +47,11 @@ class Candidate:
     template: str
     version: int
     knobs: Knobs
+
+    @staticmethod
+    def of(record: Record) -> Candidate:
+        """Return what a record was measured of."""
+        return Candidate(record.workload, record.template, record.version, record.knobs)
 
     @property
     def point(self) -> tuple[str, str]:

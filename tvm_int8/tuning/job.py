@@ -21,9 +21,9 @@ from .bench import FINAL_TURNS, TURNS, Bench
 from .candidate import Candidate, candidate_of
 from .log_file import append, read_log
 from .options import Options, TuningResult
-from .record import Record
+from .record import KEPT, Record
 from .search import WARM_UP, KnobSearch, Vectorizer, candidates_of, cost_model
-from .task import KEPT, OPEN, Task, speedup, weigh
+from .task import OPEN, Task, speedup, weigh
 from .workload import Workload
 
 WORKLOADS_PER_ROUND = 12
@@ -250,7 +250,7 @@ class Job:
             if task.best is None:
                 task.exhausted = True
             elif better:
-                pending.append((task, [_candidate(record) for record in better]))
+                pending.append((task, [Candidate.of(record) for record in better]))
             else:
                 self._conclude(task, self.bench.heuristic_record(task.heuristic, task.heuristic_us, TURNS))
         self._build_missing([(task, [task.heuristic, *finalists]) for task, finalists in pending])
@@ -280,7 +280,3 @@ class Job:
         extra = {OPEN: True} if task.is_worthwhile else {}  # trials or time were spent: to be gone on with
         task.final = replace(record, final=True, extra=extra)
         append(self.log, [task.final])
-
-
-def _candidate(record: Record) -> Candidate:
-    return Candidate(record.workload, record.template, record.version, record.knobs)

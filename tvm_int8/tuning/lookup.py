@@ -16,9 +16,9 @@ from ..schedules.cpu import Cpu
 from ..schedules.knobs import Choice
 from ..schedules.registry import rule_of
 from ..specs import Spec
-from ..target import ResolvedTarget, parse_target, required_cpu_features
+from ..target import ResolvedTarget, parse_target, required_cpu_features, supported_mcpus
 from .log_file import SUFFIX, Log, read_log
-from .record import Record
+from .record import KEPT, Record
 from .workload import Workload
 
 SHIPPED = "shipped"
@@ -78,7 +78,7 @@ class Lookup:
 
     def _is_usable(self, record: Record, spec: Spec) -> bool:
         rule = rule_of(record.template)
-        if rule is None or not rule.applies(spec, self.cpu) or not (record.final or record.ratio < 0.98):
+        if rule is None or not rule.applies(spec, self.cpu) or not (record.final or record.ratio < KEPT):
             return False
         return rule.knob_space(spec, self.cpu).objection(record.knobs) is None
 
@@ -164,7 +164,7 @@ def _paths(tuning_logs: Any) -> list[Any]:
 def _sources_of(name: str, log: Log, resolved: ResolvedTarget) -> list[Source]:
     """A user's log: its records for this target, then those for others like it."""
     targets = {record.target for record in log.records}
-    known = [target for target in targets if _is_known(target)]
+    known = [target for target in targets if target in supported_mcpus()]
     return [
         Source.of(
             name if target == resolved.mcpu else f"{name} ({target})", (r for r in log.records if r.target == target)
@@ -173,16 +173,10 @@ def _sources_of(name: str, log: Log, resolved: ResolvedTarget) -> list[Source]:
     ]
 
 
-def _is_known(mcpu: str) -> bool:
-    from ..target import supported_mcpus
-
-    return mcpu in supported_mcpus()
-
-
 def shipped_logs(resolved: ResolvedTarget) -> list[Source]:
     """Return the shipped logs of a CPU and of the nearest one."""
     directory = shipped_directory()
-    names = sorted(path.name for path in directory.iterdir() if path.is_dir() and _is_known(path.name))
+    names = sorted(path.name for path in directory.iterdir() if path.is_dir() and path.name in supported_mcpus())
     return [
         _shipped_source(
             name, tuple((str(path), path.stat().st_mtime_ns) for path in sorted((directory / name).iterdir()))

@@ -28,6 +28,7 @@ HOPELESS_ROUNDS = 3
 FEWEST_ROUNDS, ROUND_S = 5, 0.1
 """Rounds that are made in any case; others only as long as they take this many seconds on average."""
 LEAST_TURN_S = 2e-4
+_CPUS = usable_cpus()  # of the process when it began
 _BIG_CORES = 1  # TVM's kBig: threads of a pool on the machine's fastest cores
 
 
@@ -68,7 +69,7 @@ class _Local:
         return tvm.runtime.load_module(path)
 
     def on_threads(self, function: Callable[[], Any], threads: int) -> Any:
-        os.sched_setaffinity(0, set(usable_cpus()[-threads:]))  # no wandering from CPU to CPU
+        os.sched_setaffinity(0, set(_CPUS[-threads:]))  # no wandering from CPU to CPU
         return run_on_threads(function, threads)
 
     def close(self) -> None:

@@ -12,6 +12,8 @@ from tvm_int8.schedules.registry import rule_of
 
 from .workload import Workload
 
+KEPT = 0.98
+"""Only what takes less than this share of the heuristic's time is preferred to it."""
 _NUMBERS = {"time_us": float, "heuristic_us": float, "version": int, "rounds": int}
 _LARGEST = 1e12
 _TEXTS = ("template", "target", "cpu", "tvm", "date")

@@ -55,7 +55,7 @@ class Group:
             except ChildProcessError:
                 message = "crashed"
             except Exception as error:
-                message = _last_line(error)
+                message = last_line(str(error) or type(error).__name__)
             if attempt == attempts - 1:
                 return [Timing(error=message) for _ in paths]
         raise AssertionError
@@ -126,6 +126,7 @@ def runner_input(path: str) -> RunnerInput:
     return RunnerInput(path, "cpu", [TensorInfo("uint8", [1])])
 
 
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[-1][:300]
+def last_line(text: str) -> str:
+    """Return the last line that says something: TVM puts the reason behind its traces."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines or ["no message"])[-1][:300]

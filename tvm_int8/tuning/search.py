@@ -52,22 +52,18 @@ def candidates_of(workload: Workload, cpu: Cpu, first: Iterable[tuple[str, Knobs
     first : iterable of (template, knobs)
         What did well elsewhere.
     """
-    spaces = spaces_of(workload, cpu)
-    found = [(template, space.points()) for template, space in spaces.items()]
-    shares = [points[: MOST_POINTS // len(found)] for _, points in found]
-    heuristic = (found[0][0], shares[0][0])
-    wanted = [(t, k) for t, k in first if t in spaces and spaces[t].objection(k) is None]
-    heuristics = [(template, points[0]) for (template, _), points in zip(found, shares, strict=True)]
-    rest = [(template, knobs) for (template, _), points in zip(found, shares, strict=True) for knobs in points]
-    ordered: list[tuple[str, Knobs]] = []
-    seen = set()
-    for template, knobs in [heuristic, *wanted, *heuristics, *rest]:
-        key = (template, tuple(sorted(knobs.items())))
-        if key not in seen:
-            seen.add(key)
-            ordered.append((template, knobs))
-    versions = {rule.template: rule.version for rule in applicable(workload.spec(), cpu)}
-    return [Candidate(workload, template, versions[template], knobs) for template, knobs in ordered]
+    spec = workload.spec()
+    rules = {rule.template: rule for rule in applicable(spec, cpu) if rule.template}
+    spaces = {template: rule.knob_space(spec, cpu) for template, rule in rules.items()}
+    points = {template: space.points()[: MOST_POINTS // len(spaces)] for template, space in spaces.items()}
+    heuristics = [(template, found[0]) for template, found in points.items()]
+    wanted = [(t, knobs) for t, knobs in first if t in spaces and spaces[t].objection(knobs) is None]
+    rest = [(template, knobs) for template, found in points.items() for knobs in found]
+    ordered = [
+        Candidate(workload, template, rules[template].version, knobs)
+        for template, knobs in [heuristics[0], *wanted, *heuristics, *rest]
+    ]
+    return list({candidate.point: candidate for candidate in ordered}.values())
 
 
 class Vectorizer:
@@ -246,10 +242,5 @@ def _without_intrinsics() -> Iterator[None]:
 
 def known_points(records: Iterable[Any], candidates: Sequence[Candidate]) -> Mapping[int, Any]:
     """Return index of a candidate -> its record, for those that have been measured."""
-    index = {(c.template, tuple(sorted(c.knobs.items()))): i for i, c in enumerate(candidates)}
-    found = {}
-    for record in records:
-        i = index.get((record.template, tuple(sorted(record.knobs.items()))))
-        if i is not None and not record.final:
-            found[i] = record
-    return found
+    measured = {record.point: record for record in records if not record.final}
+    return {i: measured[c.point] for i, c in enumerate(candidates) if c.point in measured}

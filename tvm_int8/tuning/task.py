@@ -23,8 +23,6 @@ WORTHWHILE = 0.001
 """Share of a network's time: workloads of which less is expected are finished."""
 IMPROVEMENT = 0.99
 """A candidate has to be this times faster than the best so far to count as a gain."""
-KEPT = 0.98
-"""A record other than the heuristic has to be this times faster in the final comparison."""
 GMACS_PER_S = 200
 """For guessing how much time a workload takes before it has been measured."""
 OPEN = "open"
@@ -69,7 +67,7 @@ class Task:
     @property
     def best(self) -> Record | None:
         """The fastest trial so far."""
-        return min((r for r in self.records.values() if not r.error), key=lambda r: r.ratio, default=None)
+        return next(iter(self.ranked), None)
 
     @property
     def heuristic_us(self) -> float:

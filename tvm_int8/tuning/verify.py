@@ -15,7 +15,7 @@ from tvm_int8.target import missing_features, parse_target
 from .build import build, make_builder
 from .candidate import Candidate, placeholder, schedule_of
 from .record import Record
-from .runner import SideBySideRunner, runner_input
+from .runner import SideBySideRunner, last_line, runner_input
 
 _AT_ONCE = 48
 
@@ -40,15 +40,12 @@ def _errors(target: str, records: list[Record], runner: SideBySideRunner) -> lis
     resolved = parse_target(target)
     runs_here = not missing_features(resolved.features)
     with tempfile.TemporaryDirectory(prefix="tvm_int8-verify-") as directory:
-        modules = [
-            schedule_of(Candidate(r.workload, r.template, r.version, r.knobs), placeholder(r.workload)).mod
-            for r in records
-        ]
+        modules = [schedule_of(Candidate.of(record), placeholder(record.workload)).mod for record in records]
         built = build(make_builder(resolved, directory, len(os.sched_getaffinity(0))), modules, resolved.tvm_target)
         errors = []
         for result in built:
             if not result.artifact_path:
-                errors.append(f"cannot be built ({str(result.error_msg).strip().splitlines()[-1][:200]})")
+                errors.append(f"cannot be built ({last_line(str(result.error_msg))})")
             elif not runs_here:
                 errors.append("")
             else:
