@@ -16,7 +16,7 @@ from benchmarks.networks import GROUPS
 from benchmarks.zoo import ZOO, builder, operators
 from tvm_int8.config import QuantizationConfig
 from tvm_int8.frontend import load_model
-from tvm_int8.passes import insert_qdq
+from tvm_int8.passes import quantizers
 from tvm_int8.target import parse_target
 from tvm_int8.tuning.log_file import read_log
 from tvm_int8.tuning.lookup import lookup, shipped_directory
@@ -63,7 +63,7 @@ def workloads(name: str) -> frozenset:
     config = QuantizationConfig(bias_correction=False, per_channel_weights=False)
     model = onnx_graph.logits_model(model_of(name))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(insert_qdq, "quantize_weight", zeros)
+        patch.setattr(quantizers, "quantize_weight", zeros)
         return frozenset(workloads_of(load_model(model), cpu, config))
 
 
