@@ -172,7 +172,7 @@ class _Choice:
         per_channel = self.config.per_channel_weights
         values, scale = quantize_weight(exact, axis if per_channel else None, name, preserve_sums=True)
         found = WeightQuantizer(exact, values, scale, axis)
-        if not self.config.bias_correction or mean is None:
+        if self.config.bias_correction == "none" or mean is None:
             return found
         correction = -expected_error(call, found.real - exact, mean)
         return WeightQuantizer(exact, values, scale, axis, correction)

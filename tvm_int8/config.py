@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any
 
 from tvm_int8.errors import ConfigError
+from tvm_int8.option_checks import check_bool, check_choice, check_names, check_number, invalid
 from tvm_int8.quantization.calibrators import calibrator_names
 
 ACTIVATION_DTYPES = ("uint8",)
+WEIGHT_BITS = (8, 7)
+WEIGHT_CLIPPINGS = ("none", "mse")
+ROUNDINGS = ("nearest", "sums", "learned")
+BIAS_CORRECTIONS = ("none", "analytic", "empirical")
+
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "fast": {
+            "method": "minmax",
+            "per_channel_activations": False,
+            "rounding": "nearest",
+            "bias_correction": "none",
+        },
+        "default": {},
+        "best": {
+            "method": "auto",
+            "per_channel_activations": True,
+            "weight_clipping": "mse",
+            "rounding": "learned",
+            "bias_correction": "empirical",
+        },
+    }
+)
+"""Options by the name of a preset: what a plain post-training quantiser does, the defaults, the lowest error."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +49,11 @@ class QuantizationConfig:
     ----------
     method : str
         How a tensor's range is made from calibration data: ``"mse"`` (least squared error), ``"minmax"``,
-        ``"percentile"``, or another registered calibrator.
+        ``"moving_average"``, ``"percentile"``, ``"entropy"``, ``"gaussian"``, ``"laplacian"``, ``"auto"`` (the best of
+        all these, tensor by tensor), or another registered calibrator.
+    methods : mapping of str to str
+        Methods for single tensors: the name of a tensor, that of the layer that delivers it, or a glob pattern over
+        either -> method. The first entry that matches counts; where none does, `method`. Stored as a tuple of pairs.
     percentile : float
         Share of a tensor's values, in per cent, that its range keeps; above 50, at most 100. For ``"percentile"``.
     exclude : sequence of str
@@ -34,10 +64,27 @@ class QuantizationConfig:
     per_channel_activations : bool
         Scales of their own for the channels of activations that convolutions and element-wise operators read, where
         that lowers the noise; free of charge where readers keep channels apart, as depthwise convolutions do.
-    bias_correction : bool
-        Take the mean error of rounded weights out of the biases.
+    activation_symmetric : bool
+        Zero point 128 for activations that can be negative, 0 for all others, instead of the one that uses all 256
+        integers.
     activation_dtype : str
         Integer type of activations: ``"uint8"``.
+    weight_bits : int
+        8, or 7: weights within [-63, 63], so that two products of a byte fit into 16 bits.
+    weight_clipping : str
+        ``"none"``: the largest weight of an output channel sets its scale. ``"mse"``: the scale with the least squared
+        error, which may clip the largest weights.
+    rounding : str
+        How weights become integers: ``"nearest"``; ``"sums"``, to the nearest except where that keeps the sum of a
+        kernel's taps; ``"learned"``, up or down as calibration data wants it.
+    equalization : bool
+        Move scale between consecutive layers, so that their channels span similar ranges.
+    bias_correction : str or bool
+        Where the mean error of rounded weights that is taken out of the biases comes from: ``"empirical"`` (or True),
+        from observed activations; ``"analytic"``, from the parameters of batch norms; ``"none"`` (or False): it stays.
+    min_sqnr_db : float or None
+        Layers in FP32, those that cost most accuracy first, until the outputs have this signal-to-quantisation-noise
+        ratio in dB. None: all in INT8 that can be.
 
     Raises
     ------
@@ -49,34 +96,50 @@ class QuantizationConfig:
     >>> config = QuantizationConfig(method="percentile", exclude=["/head/*", "softmax"])
     >>> config.excludes("/head/conv", "nn.conv2d"), config.excludes("/stem/conv", "nn.conv2d")
     (True, False)
+    >>> QuantizationConfig(methods={"/head/*": "minmax"}).method_of("conv7", "/head/conv")
+    'minmax'
     >>> QuantizationConfig.from_dict(config.to_dict()) == config
     True
     """
 
     method: str = "mse"
+    methods: tuple[tuple[str, str], ...] = ()
     percentile: float = 99.99
     exclude: tuple[str, ...] = ()
     per_channel_weights: bool = True
     per_channel_activations: bool = True
-    bias_correction: bool = True
+    activation_symmetric: bool = False
     activation_dtype: str = "uint8"
+    weight_bits: int = 8
+    weight_clipping: str = "none"
+    rounding: str = "sums"
+    equalization: bool = False
+    bias_correction: str = "empirical"
+    min_sqnr_db: float | None = None
 
     def __new__(cls, *args: Any, **options: Any) -> QuantizationConfig:
         """Refuse unknown options with the list of known ones, before the dataclass's TypeError does."""
-        _check_option_names(cls, options)
+        check_names("quantization options", options, _option_names(cls))
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        """Check every value, and turn `exclude` into a tuple."""
-        _check_choice("method", self.method, calibrator_names())
-        _check_choice("activation_dtype", self.activation_dtype, ACTIVATION_DTYPES)
-        for option in ("per_channel_weights", "per_channel_activations", "bias_correction"):
-            if not isinstance(getattr(self, option), bool):
-                raise _invalid(option, getattr(self, option), "True or False")
-        number = isinstance(self.percentile, int | float) and not isinstance(self.percentile, bool)
-        if not (number and 50 < self.percentile <= 100):
-            raise _invalid("percentile", self.percentile, "a number above 50 and at most 100")
+        """Check every value, and bring `methods`, `exclude` and `bias_correction` into their stored form."""
+        if isinstance(self.bias_correction, bool):
+            object.__setattr__(self, "bias_correction", "empirical" if self.bias_correction else "none")
+        check_choice("method", self.method, calibrator_names())
+        check_choice("activation_dtype", self.activation_dtype, ACTIVATION_DTYPES)
+        check_choice("weight_bits", self.weight_bits, WEIGHT_BITS)
+        check_choice("weight_clipping", self.weight_clipping, WEIGHT_CLIPPINGS)
+        check_choice("rounding", self.rounding, ROUNDINGS)
+        check_choice("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
+        for option in ("per_channel_weights", "per_channel_activations", "activation_symmetric", "equalization"):
+            check_bool(option, getattr(self, option))
+        expected = "a number above 50 and at most 100"
+        check_number("percentile", self.percentile, lambda value: 50 < value <= 100, expected)
+        if self.min_sqnr_db is not None:
+            check_number("min_sqnr_db", self.min_sqnr_db, math.isfinite, "a finite number of decibels, or None")
         object.__setattr__(self, "exclude", _as_patterns(self.exclude))
+        object.__setattr__(self, "methods", _as_methods(self.methods))
 
     def excludes(self, layer: str, op_kind: str) -> bool:
         """Tell whether a layer stays in FP32.
@@ -95,39 +158,58 @@ class QuantizationConfig:
         layers = list(layers)
         return tuple(p for p in self.exclude if not any(_matches(p, layer, kind) for layer, kind in layers))
 
+    def method_of(self, tensor: str, layer: str = "") -> str:
+        """Return the calibration method of a tensor: that of the first entry of `methods` that matches, or `method`.
+
+        Parameters
+        ----------
+        tensor : str
+            The tensor's name.
+        layer : str
+            The name of the layer that delivers it; empty for the network's inputs.
+        """
+        return next((method for pattern, method in self.methods if _names(pattern, tensor, layer)), self.method)
+
+    def unmatched_methods(self, points: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+        """Return the patterns of `methods` that match none of the ``(tensor, layer)`` pairs: probably misspelt."""
+        points = list(points)
+        return tuple(p for p, _ in self.methods if not any(_names(p, tensor, layer) for tensor, layer in points))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the options as a dict of JSON types."""
-        return {**dataclasses.asdict(self), "exclude": list(self.exclude)}
+        return {**dataclasses.asdict(self), "exclude": list(self.exclude), "methods": dict(self.methods)}
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> QuantizationConfig:
         """Make a config from `to_dict`'s result or a part of it; what is missing takes its default."""
         if not isinstance(options, Mapping):
             raise ConfigError("quantization options", f"a {type(options).__name__}", "a dict of option name -> value")
-        _check_option_names(cls, options)
+        check_names("quantization options", options, _option_names(cls))
         return cls(**options)
 
+    @classmethod
+    def preset(cls, name: str, **options: Any) -> QuantizationConfig:
+        """Make a config from a preset.
 
-def _check_option_names(cls: type, options: Mapping[str, Any]) -> None:
-    known = [field.name for field in dataclasses.fields(cls)]
-    for name in options:
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            raise ConfigError(
-                where="quantization options",
-                found=f"unknown option {name!r}",
-                expected="only " + ", ".join(known),
-                action=f"did you mean {close[0]!r}?" if close else "remove it",
-            )
+        Parameters
+        ----------
+        name : str
+            ``"fast"``: what a plain post-training quantiser does; ``"default"``: the defaults; ``"best"``: the lowest
+            error, for more time.
+        **options
+            Options on top of it.
+
+        Examples
+        --------
+        >>> QuantizationConfig.preset("fast", exclude=["/head/*"]).method
+        'minmax'
+        """
+        check_choice("preset", name, tuple(PRESETS))
+        return cls(**{**PRESETS[name], **options})
 
 
-def _check_choice(option: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise _invalid(option, value, "one of " + ", ".join(map(repr, choices)))
-
-
-def _invalid(option: str, value: Any, expected: str) -> ConfigError:
-    return ConfigError(f"option {option!r}", repr(value), expected, "choose a valid value or leave the option out")
+def _option_names(cls: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls))
 
 
 def _as_patterns(exclude: Any) -> tuple[str, ...]:
@@ -135,13 +217,30 @@ def _as_patterns(exclude: Any) -> tuple[str, ...]:
     patterns = (exclude,) if isinstance(exclude, str) else exclude
     sequence = isinstance(patterns, list | tuple | set | frozenset)
     if not sequence or not all(isinstance(pattern, str) and pattern for pattern in patterns):
-        raise _invalid("exclude", exclude, "a list of layer names, glob patterns or operator kinds")
+        raise invalid("exclude", exclude, "a list of layer names, glob patterns or operator kinds")
     return tuple(sorted(patterns)) if isinstance(patterns, set | frozenset) else tuple(patterns)
+
+
+def _as_methods(methods: Any) -> tuple[tuple[str, str], ...]:
+    """Return `methods` as a tuple of pairs; that form is accepted, too."""
+    pairs = tuple(methods.items()) if isinstance(methods, Mapping) else methods
+    whole = isinstance(pairs, tuple) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs)
+    if not whole or not all(isinstance(pattern, str) and pattern for pattern, _ in pairs):
+        raise invalid("methods", methods, "a dict of layer or tensor name, or glob pattern -> method")
+    if len(dict(pairs)) < len(pairs):
+        raise invalid("methods", methods, "every pattern once")
+    for pattern, method in pairs:
+        check_choice(f"methods[{pattern!r}]", method, calibrator_names())
+    return pairs
 
 
 def _matches(pattern: str, layer: str, op_kind: str) -> bool:
     """Compare names literally before as a glob: names made by PyTorch contain square brackets."""
-    return pattern == layer or _bare_kind(pattern) == _bare_kind(op_kind) or fnmatchcase(layer, pattern)
+    return _bare_kind(pattern) == _bare_kind(op_kind) or _names(pattern, layer)
+
+
+def _names(pattern: str, *names: str) -> bool:
+    return any(pattern == name or fnmatchcase(name, pattern) for name in names if name)
 
 
 def _bare_kind(op_kind: str) -> str:
