@@ -170,7 +170,7 @@ class _Choice:
         exact, mean = self._weight_and_mean(call)
         axis = 1 if op_name(call) == "nn.conv2d_transpose" else 0
         per_channel = self.config.per_channel_weights
-        values, scale = quantize_weight(exact, axis if per_channel else None, name, preserve_sums=True)
+        values, scale = quantize_weight(exact, axis if per_channel else None, name, rounding="sums")
         found = WeightQuantizer(exact, values, scale, axis)
         if self.config.bias_correction == "none" or mean is None:
             return found
