@@ -23,11 +23,13 @@ from tvm_int8.passes.order_channels_last import OrderChannelsLast
 from tvm_int8.passes.order_kernels import OrderKernels
 from tvm_int8.passes.overlay_channels import OverlayChannels
 from tvm_int8.passes.plan_memory import PlanMemory
+from tvm_int8.passes.quantizers import Quantizers
 from tvm_int8.passes.recognize_channel_shuffle import RecognizeChannelShuffle
 from tvm_int8.passes.recognize_depth_to_space import RecognizeDepthToSpace
 from tvm_int8.passes.recognize_lrn import RecognizeLrn
 from tvm_int8.passes.schedule_islands import ScheduleIslands
 from tvm_int8.passes.schedule_kernels import Choose, ScheduleKernels
+from tvm_int8.passes.simulate_quantization import SimulateQuantization
 from tvm_int8.passes.sub_pixel_convolution import SubPixelConvolution
 from tvm_int8.passes.unsigned_activations import UnsignedActivations
 from tvm_int8.quantization.calibration_table import CalibrationTable
@@ -63,9 +65,16 @@ def observe(names: list[str]) -> tvm.transform.Pass:
     return Observe(names)
 
 
-def quantize(table: CalibrationTable, config: QuantizationConfig) -> tvm.transform.Pass:
-    """Passes 2: canonical float -> QDQ."""
-    return InsertQdq(table, config)
+def simulate(points: list[str]) -> tvm.transform.Pass:
+    """The float network whose tensors called `points` are rounded as parameters say."""
+    return SimulateQuantization(points)
+
+
+def quantize(
+    table: CalibrationTable, config: QuantizationConfig, quantizers: Quantizers | None = None
+) -> tvm.transform.Pass:
+    """Passes 2: canonical float -> QDQ, with the quantisers that ranges and options give, or with given ones."""
+    return InsertQdq(table, config, quantizers)
 
 
 def order() -> tvm.transform.Pass:
@@ -94,11 +103,10 @@ def place() -> tvm.transform.Pass:
     )
 
 
-def lower(cpu: Cpu, choose: Choose = lambda spec: None) -> tvm.transform.Pass:
-    """Passes 3: QDQ (or float) -> calls of scheduled functions, with the knobs that `choose` knows for a spec."""
+def schedule(cpu: Cpu, choose: Choose = lambda spec: None) -> tvm.transform.Pass:
+    """The last of passes 3: kernel orders and islands -> calls of scheduled functions."""
     return tvm.transform.Sequential(
         [
-            place(),
             relax.transform.LegalizeOps(),  # the islands; kernel orders are no operators TVM knows
             relax.transform.RewriteDataflowReshape(),  # before scheduling, because it recognises views by their blocks
             ScheduleIslands(cpu),
@@ -107,6 +115,11 @@ def lower(cpu: Cpu, choose: Choose = lambda spec: None) -> tvm.transform.Pass:
             ),  # last, because its functions are explicit loops that no pass over blocks may see
         ]
     )
+
+
+def lower(cpu: Cpu, choose: Choose = lambda spec: None) -> tvm.transform.Pass:
+    """Passes 3: QDQ (or float) -> calls of scheduled functions, with the knobs that `choose` knows for a spec."""
+    return tvm.transform.Sequential([place(), schedule(cpu, choose)])
 
 
 def to_executable() -> tvm.transform.Pass:

@@ -1,0 +1,144 @@
+"""The float network with quantisers that can be switched and changed, without compiling it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvm_int8 import pipeline
+from tvm_int8.build import generate_code
+from tvm_int8.kernel_op import constants_of, is_kernel, spec_of, tensor_of
+from tvm_int8.passes.assign_layouts import unpack
+from tvm_int8.passes.convolution_weights import is_depthwise
+from tvm_int8.passes.dataflow import Dataflow
+from tvm_int8.passes.expressions import shape_of
+from tvm_int8.passes.groups import fusion_groups, logical_shape
+from tvm_int8.passes.lift_constants import LiftConstants
+from tvm_int8.passes.linear_layers import scale_inputs
+from tvm_int8.passes.quantizers import ActivationQuantizer, Quantizers, WeightQuantizer
+from tvm_int8.passes.simulate_quantization import parameter_values
+from tvm_int8.runtime.threads import effective_num_threads, run_on_threads
+from tvm_int8.schedules.registry import deliver
+from tvm_int8.schedules.rule import Constants
+from tvm_int8.specs import Conv2d
+from tvm_int8.target import parse_target
+
+
+class SimulatedNetwork:
+    """Compiled once for this CPU in float32; rounds activations and weights as it is told, everything at first.
+
+    It computes what the integer network computes, but for the rounding of float32 sums.
+
+    Parameters
+    ----------
+    mod : IRModule
+        Canonical float module.
+    quantizers : Quantizers
+        Of that module.
+    names : sequence of str
+        Variables of `main` to return beside the outputs, before they are rounded.
+    """
+
+    def __init__(self, mod: tvm.IRModule, quantizers: Quantizers, names: Sequence[str] = ()):
+        flow = Dataflow(mod)
+        attrs = mod["main"].attrs
+        self.quantizers = quantizers
+        self._calls = {name: flow.producer[var].value for var in flow.producer if (name := var.name) in quantizers.weights}
+        self._shapes = {var.name: shape_of(var) for var in (*flow.params, *flow.producer)}
+        self._inputs = [str(name) for name in attrs["input_names"]]
+        self._given = dict(zip((param.name for param in flow.params), self._inputs, strict=True))
+        self._outputs = [str(name) for name in attrs["output_names"]]
+        self._observed = [name for name in names if name not in self._given]
+        self._names = tuple(names)
+        simulated = pipeline.simulate([*quantizers.activations])(mod)
+        self._build(pipeline.observe(self._observed)(simulated))
+        self._parameters = {name: self._rounding(name, q) for name, q in quantizers.activations.items()}
+        self._packed = {name: self._pack(name, q) for name, q in quantizers.weights.items()}
+
+    def _build(self, mod: tvm.IRModule) -> None:
+        resolved = parse_target("native")
+        self._cpu = resolved.cpu
+        delivers = {g.exit.name: g.anchor.var.name for g in fusion_groups(Dataflow(mod)) if g.anchor is not None}
+        placed = pipeline.place()(mod)
+        self._orders, bindings = {}, {}
+        for binding in Dataflow(placed).bindings:
+            call = binding.value
+            if is_kernel(call) and isinstance(spec_of(call), Conv2d):
+                name = delivers[tensor_of(call)]
+                self._orders[name] = spec_of(call), Constants.of(constants_of(call))
+                bindings[name] = binding.var.name
+        lowered = pipeline.schedule(resolved.cpu)(placed)
+        lifted = LiftConstants([bindings[name] for name in self.quantizers.weights])(lowered)
+        executable, _ = generate_code(lifted, resolved.tvm_target)
+        self._machine = relax.VirtualMachine(executable, tvm.cpu())
+
+    # What is rounded
+
+    def set_activation(self, name: str, quantizer: ActivationQuantizer | None) -> None:
+        """Round a tensor with another quantiser, or not at all (None)."""
+        self._parameters[name] = self._rounding(name, quantizer)
+
+    def set_weight(self, name: str, quantizer: WeightQuantizer | None) -> None:
+        """Give a convolution other weights, or those of the float network (None)."""
+        self._packed[name] = self._pack(name, quantizer)
+
+    def reset(self) -> None:
+        """Round everything as at first."""
+        for name, activation in self.quantizers.activations.items():
+            self.set_activation(name, activation)
+        for name, weight in self.quantizers.weights.items():
+            self.set_weight(name, weight)
+
+    def _rounding(self, name: str, quantizer: ActivationQuantizer | None) -> list:
+        return [tvm.runtime.tensor(array) for array in parameter_values(quantizer, self._shapes[name])]
+
+    def _pack(self, name: str, quantizer: WeightQuantizer | None) -> list:
+        spec, constants = self._orders[name]
+        weight, bias = constants.weight, constants.bias
+        if quantizer is not None:
+            weight = effective_weight(self._calls[name], quantizer, self.quantizers)
+            if quantizer.correction is not None:
+                bias = bias + quantizer.correction.reshape(-1)
+        kernel = deliver(spec, Constants(weight, bias, constants.channels, constants.pad), self._cpu)
+        return [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in kernel.constants]
+
+    # Running
+
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one batch, input name -> array; returns outputs and what is observed, by name."""
+        arguments = [tvm.runtime.tensor(np.ascontiguousarray(batch[name])) for name in self._inputs]
+        for name in self.quantizers.activations:
+            arguments += self._parameters[name]
+        for name in self.quantizers.weights:
+            arguments += self._packed[name]
+        results = run_on_threads(lambda: self._machine["main"](*arguments), effective_num_threads(None))
+        arrays = [np.from_dlpack(result) for result in ([results] if hasattr(results, "shape") else results)]
+        outputs = dict(zip(self._outputs, arrays, strict=False))
+        observed = zip(self._observed, arrays[len(self._outputs) :], strict=True)
+        found = {name: self._plain(name, array) for name, array in observed}
+        given = {name: batch[self._given[name]] for name in self._names if name in self._given}
+        return {**outputs, **found, **given}
+
+    def _plain(self, name: str, array: np.ndarray) -> np.ndarray:
+        shape = self._shapes[name]
+        if array.shape == shape:
+            return array
+        logical = logical_shape(shape)
+        assert logical is not None, "only tensors that kernels know are packed"
+        return np.ascontiguousarray(unpack(array, logical)).reshape(shape)
+
+
+def effective_weight(call: relax.Call, quantizer: WeightQuantizer, quantizers: Quantizers) -> np.ndarray:
+    """The weight of a convolution of real data that the integers stand for, float32: without the data's factors."""
+    data = call.args[0].name
+    factor = None
+    if data in quantizers.pixels:
+        factor = quantizers.pixels[data].scale
+    elif data in quantizers.activations and not is_depthwise(call):
+        factor = quantizers.activations[data].factor
+    if factor is None:
+        return quantizer.real.astype(np.float32)
+    return scale_inputs(call, quantizer.real, 1.0 / factor).astype(np.float32)
