@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tvm_int8.quantization.calibration_table import CalibrationTable
-from tvm_int8.quantization.calibrators import CLIPPING_WEIGHT
+from tvm_int8.quantization.range_noise import CLIPPING_WEIGHT
 
 from .expressions import Var
 from .groups import WITH_EPILOGUE

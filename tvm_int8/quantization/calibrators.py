@@ -1,9 +1,10 @@
 """Calibrators: each says which statistic of a tensor it wants observed and which range it makes of it.
 
-A new method is one decorated class; its name is then valid as ``QuantizationConfig(method=...)``:
+A new method is one decorated class; its name is then valid as ``QuantizationConfig(method=...)``, and its ranges are
+among those that ``"auto"`` chooses from:
 
-    @register_calibrator("moving_average")
-    class MovingAverageCalibrator(Calibrator[MovingAverageObserver]): ...
+    @register_calibrator("median")
+    class MedianCalibrator(Calibrator[HistogramObserver]): ...
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import numpy as np
 
 from tvm_int8.errors import ConfigError
+from tvm_int8.quantization.entropy import entropy_range
+from tvm_int8.quantization.fitted_range import fitted_range
 from tvm_int8.quantization.observers import HistogramObserver, MinMaxObserver
+from tvm_int8.quantization.range_noise import CLIPPING_WEIGHT, RangeNoise
 
 if TYPE_CHECKING:
     from tvm_int8.config import QuantizationConfig
 
-CLIPPING_WEIGHT = 2.0
-"""What the square of a clipping error counts beside that of a rounding error, which is as often up as down."""
+Score = Callable[[tuple[float, float]], float]
+"""What a range costs where the tensor is read: the lower the better."""
 
 ObserverT = TypeVar("ObserverT", bound=MinMaxObserver)
 _CALIBRATORS: dict[str, type[Calibrator]] = {}
@@ -48,6 +52,10 @@ class Calibrator(ABC, Generic[ObserverT]):
     def choose_range(self, observer: ObserverT) -> tuple[float, float]:
         """Return ``(low, high)`` in the tensor's own units, `low` not above `high`; zero need not lie between."""
 
+    def choose(self, observer: ObserverT, score: Score | None = None) -> tuple[str, float, float]:
+        """Return the range and before it the name of what made it; `score` is for those that compare ranges."""
+        return (self.name, *self.choose_range(observer))
+
 
 def register_calibrator(name: str) -> Callable[[type[Calibrator]], type[Calibrator]]:
     """Register a calibrator under the name users select it by; a name can be taken once."""
@@ -67,16 +75,17 @@ def calibrator_names() -> tuple[str, ...]:
     return tuple(_CALIBRATORS)
 
 
-def make_calibrator(config: QuantizationConfig) -> Calibrator:
-    """Return the calibrator `config` names, reading its own options from there."""
-    if config.method not in _CALIBRATORS:
+def make_calibrator(config: QuantizationConfig, method: str | None = None) -> Calibrator:
+    """Return the calibrator `method`, by default the one `config` names; its options are read from `config`."""
+    method = method or config.method
+    if method not in _CALIBRATORS:
         raise ConfigError(
             where="option 'method'",
-            found=repr(config.method),
+            found=repr(method),
             expected="one of " + ", ".join(map(repr, calibrator_names())),
             action="choose one of them, or import the module that registers it",
         )
-    return _CALIBRATORS[config.method](config)
+    return _CALIBRATORS[method](config)
 
 
 @register_calibrator("minmax")
@@ -88,6 +97,17 @@ class MinMaxCalibrator(Calibrator[MinMaxObserver]):
     def choose_range(self, observer: MinMaxObserver) -> tuple[float, float]:
         """Return the smallest and the largest value seen."""
         return observer.low, observer.high
+
+
+@register_calibrator("moving_average")
+class MovingAverageCalibrator(Calibrator[HistogramObserver]):
+    """The moving average of the batches' extremes, as in ONNX Runtime and PyTorch; it depends on the batches' size."""
+
+    observer_class = HistogramObserver
+
+    def choose_range(self, observer: HistogramObserver) -> tuple[float, float]:
+        """Return the two averages."""
+        return observer.average_low, observer.average_high
 
 
 @register_calibrator("percentile")
@@ -108,35 +128,88 @@ class PercentileCalibrator(Calibrator[HistogramObserver]):
 
 @register_calibrator("mse")
 class MseCalibrator(Calibrator[HistogramObserver]):
-    """The range with the least mean squared error: what clipping costs against what a smaller step gains.
-
-    Both ends are searched on a grid, on the histogram. A value within the range costs a twelfth of the squared step,
-    but never more than its own square, because zero is exact; a clipped value costs `CLIPPING_WEIGHT` times its squared
-    distance to the range, since clipping errors all point one way and add up in the layers behind. The trade-off is
-    that of ACIQ (Banner et al., *Post training 4-bit quantization of convolutional networks for rapid-deployment*,
-    2019, arXiv:1810.05723), on what was observed, not on a fitted density.
-    """
+    """The range with the least squared error by `RangeNoise`; both ends are searched on a grid, or one if symmetric."""
 
     observer_class = HistogramObserver
     shares = np.concatenate([[1.0], np.arange(0.98, 0.5, -0.02), np.arange(0.5, 0.04, -0.05)])
 
     def choose_range(self, observer: HistogramObserver) -> tuple[float, float]:
         """Return the best pair of ends; the observed extremes where nothing beats them."""
-        seen = observer.histogram()
-        counts = np.asarray(seen.counts, np.float64)
-        values = ((seen.first + np.arange(len(counts)) + 0.5) * seen.width)[counts > 0]
-        counts = counts[counts > 0]
+        noise = RangeNoise(observer.histogram())
+        if self.config.activation_symmetric and observer.low < 0:
+            ends = np.unique(self.shares * max(-observer.low, observer.high))
+            clipped = noise.below(-ends) + noise.above(ends)
+            best = float(ends[(CLIPPING_WEIGHT * clipped + noise.rounding(2 * ends)).argmin()])
+            return -best, best
         lows = np.unique(self.shares * min(observer.low, 0.0))
         highs = np.unique(self.shares * max(observer.high, 0.0))
-        below = np.array([(counts * np.minimum(values - end, 0.0) ** 2).sum() for end in lows])
-        above = np.array([(counts * np.maximum(values - end, 0.0) ** 2).sum() for end in highs])
-        order = np.argsort(values**2)
-        squares, ordered = (values**2)[order], counts[order]
-        zeroed = np.concatenate([[0.0], np.cumsum(squares * ordered)])  # error of the values that become zero
-        rounded = counts.sum() - np.concatenate([[0.0], np.cumsum(ordered)])  # how many do not
-        variance = ((highs[None, :] - lows[:, None]) / 255) ** 2 / 12
-        index = np.searchsorted(squares, variance)
-        clipped = CLIPPING_WEIGHT * (below[:, None] + above[None, :])
-        error = clipped + zeroed[index] + rounded[index] * variance
+        clipped = noise.below(lows)[:, None] + noise.above(highs)[None, :]
+        error = CLIPPING_WEIGHT * clipped + noise.rounding(highs[None, :] - lows[:, None])
         best_low, best_high = np.unravel_index(int(error.argmin()), error.shape)
         return float(lows[best_low]), float(highs[best_high])
+
+
+@register_calibrator("entropy")
+class EntropyCalibrator(Calibrator[HistogramObserver]):
+    """The range whose 8-bit histogram diverges least from that of the values (`entropy`), as in TensorRT."""
+
+    observer_class = HistogramObserver
+
+    def choose_range(self, observer: HistogramObserver) -> tuple[float, float]:
+        """Return the range, no wider than what was observed."""
+        low, high = entropy_range(observer.histogram(), self.config.activation_symmetric)
+        return max(low, min(observer.low, 0.0)), min(high, max(observer.high, 0.0))
+
+
+@register_calibrator("gaussian")
+class GaussianCalibrator(Calibrator[HistogramObserver]):
+    """The range that is optimal for the Gaussian of the values' mean and variance (`fitted_range`)."""
+
+    observer_class = HistogramObserver
+
+    def choose_range(self, observer: HistogramObserver) -> tuple[float, float]:
+        """Return the range, no wider than what was observed."""
+        return fitted_range(observer, "gaussian", self.config.activation_symmetric)
+
+
+@register_calibrator("laplacian")
+class LaplacianCalibrator(Calibrator[HistogramObserver]):
+    """The range that is optimal for the Laplacian of the values' mean and mean absolute deviation (`fitted_range`)."""
+
+    observer_class = HistogramObserver
+
+    def choose_range(self, observer: HistogramObserver) -> tuple[float, float]:
+        """Return the range, no wider than what was observed."""
+        return fitted_range(observer, "laplacian", self.config.activation_symmetric)
+
+
+@register_calibrator("auto")
+class AutoCalibrator(Calibrator[HistogramObserver]):
+    """The best of the ranges that all other registered calibrators make.
+
+    They are judged by a score, by default what `RangeNoise` predicts.
+    """
+
+    observer_class = HistogramObserver
+
+    def candidates(self, observer: HistogramObserver) -> dict[str, tuple[float, float]]:
+        """Return the range of every other calibrator by its name."""
+        others = [make_calibrator(self.config, name) for name in calibrator_names() if name != self.name]
+        return {
+            other.name: other.choose_range(observer) for other in others if isinstance(observer, other.observer_class)
+        }
+
+    def choose_range(self, observer: HistogramObserver) -> tuple[float, float]:
+        """Return the range with the least predicted error."""
+        return self.choose(observer)[1:]
+
+    def choose(self, observer: HistogramObserver, score: Score | None = None) -> tuple[str, float, float]:
+        """Return the range with the lowest score, and the name of the method that proposed it."""
+        ranges = self.candidates(observer)
+        if score is None:
+            noise, symmetric = RangeNoise(observer.histogram()), self.config.activation_symmetric
+            costs = {name: noise.of(*ends, symmetric) for name, ends in ranges.items()}
+        else:
+            costs = {name: score(ends) for name, ends in ranges.items()}
+        best = min(costs, key=costs.__getitem__)
+        return (f"{self.name}: {best}", *ranges[best])

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tvm_int8.quantization.calibration_table import TensorRange
-from tvm_int8.quantization.calibrators import CLIPPING_WEIGHT
 from tvm_int8.quantization.observers import ChannelStatistics
+from tvm_int8.quantization.range_noise import CLIPPING_WEIGHT
 from tvm_int8.quantization.scale_zero_point import scale_zero_point
 
 EXPONENTS = ((0.5, 0.0), (0.5, 0.25), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0))  # (a, b)

@@ -21,6 +21,9 @@ MAX_BINS = 4096
 EXPECTED_INPUTS = 500
 """How many inputs the extremes of channels are expected to hold for."""
 
+AVERAGING_CONSTANT = 0.01
+"""Weight of a batch's extremes in their moving average: that of ONNX Runtime and PyTorch."""
+
 _CHUNK = 1 << 16  # elements binned at a time: the temporaries stay in the L2 cache, and small beside the tensor
 _MIN_EXPONENT = -126  # of the bin width: float32's smallest normal number, whose inverse does not overflow
 _FLOAT32_BITS = 24  # bins narrower than the spacing of float32 at the largest value would separate nothing
@@ -44,7 +47,7 @@ class Histogram:
 
 
 class MinMaxObserver:
-    """The smallest and the largest value of a tensor.
+    """The smallest and the largest value of a tensor, of all batches and on a moving average.
 
     Parameters
     ----------
@@ -55,6 +58,9 @@ class MinMaxObserver:
     ----------
     low, high : float
         Extremes of all values so far; inf and -inf before the first batch.
+    average_low, average_high : float
+        Exponential moving averages of the batches' extremes, from those of the first batch on: each next batch counts
+        `AVERAGING_CONSTANT`, and the average before it the rest.
     count, batches : int
         Values and batches seen.
     """
@@ -62,6 +68,7 @@ class MinMaxObserver:
     def __init__(self, name: str):
         self.name = name
         self.low, self.high = math.inf, -math.inf
+        self.average_low, self.average_high = math.inf, -math.inf
         self.count = self.batches = 0
 
     def update(self, values: np.ndarray, batch: int) -> None:
@@ -89,6 +96,10 @@ class MinMaxObserver:
             nans, infinities = int(np.isnan(flat).sum()), int(np.isinf(flat).sum())
             raise self._error(batch, f"{nans} NaN and {infinities} infinite of {flat.size} values", "finite values")
         self.low, self.high = min(self.low, low), max(self.high, high)
+        if self.batches == 0:
+            self.average_low, self.average_high = low, high
+        self.average_low += AVERAGING_CONSTANT * (low - self.average_low)
+        self.average_high += AVERAGING_CONSTANT * (high - self.average_high)
         self.count += flat.size
         self.batches += 1
         self._accumulate(flat)
@@ -96,6 +107,10 @@ class MinMaxObserver:
     def histogram(self) -> Histogram | None:
         """Return the distribution of the values, where it was observed."""
         return None
+
+    def share_outside(self, low: float, high: float) -> float:
+        """Return the share of all values that lie outside of a range, which holds all where none is known to."""
+        return 0.0
 
     def _accumulate(self, flat: np.ndarray) -> None:
         """Take in what goes beyond minimum and maximum, which already cover `flat`."""
@@ -168,6 +183,19 @@ class HistogramObserver(MinMaxObserver):
         position = (rank - before + 0.5) / in_bin
         value = (self._first + index + position) * 2.0**self._exponent
         return min(max(value, self.low), self.high)
+
+    def share_outside(self, low: float, high: float) -> float:
+        """Return the share of all values that lie outside of a range: exact between bins, interpolated within one."""
+        used = np.flatnonzero(self._counts)
+        edges = (self._first + used + np.array([[0], [1]])) * 2.0**self._exponent
+        starts, ends = edges.clip(self.low, self.high)
+        with np.errstate(invalid="ignore"):
+            inside = np.where(
+                ends > starts,
+                (np.minimum(ends, high) - np.maximum(starts, low)) / (ends - starts),
+                (starts >= low) & (starts <= high),
+            ).clip(0.0, 1.0)
+        return float((self._counts[used] * (1.0 - inside)).sum()) / self.count
 
     def histogram(self) -> Histogram:
         """Return the counts without the empty bins at the end."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def scale_zero_point(low: float, high: float, dtype: str = "uint8") -> tuple[np.float32, int]:
+def scale_zero_point(low: float, high: float, dtype: str = "uint8", symmetric: bool = False) -> tuple[np.float32, int]:
     """Return the affine quantisation that maps a real range onto all values of an integer type.
 
     ``scale = (high - low) / (qmax - qmin)`` and ``zero_point = round(qmin - low / scale)``, half to even, after the
@@ -19,6 +19,9 @@ def scale_zero_point(low: float, high: float, dtype: str = "uint8") -> tuple[np.
         The range, finite.
     dtype : str
         ``"uint8"`` or ``"int8"``.
+    symmetric : bool
+        Widen a range with negative values so that 0 is its middle, which 128 (0 in int8) then stands for; that of
+        others stays, from 0, which is the least integer.
 
     Returns
     -------
@@ -31,12 +34,31 @@ def scale_zero_point(low: float, high: float, dtype: str = "uint8") -> tuple[np.
     --------
     >>> scale_zero_point(-1.0, 1.0)
     (np.float32(0.007843138), 128)
+    >>> scale_zero_point(-0.1, 1.0, symmetric=True), scale_zero_point(0.1, 1.0, symmetric=True)
+    ((np.float32(0.007843138), 128), (np.float32(0.003921569), 0))
     >>> scale_zero_point(0.0, 0.0)
     (np.float32(1.0), 0)
     """
     limits = np.iinfo(dtype)
-    real_low, real_high = min(float(np.float32(low)), 0.0), max(float(np.float32(high)), 0.0)
+    real_low, real_high = covering_zero(float(np.float32(low)), float(np.float32(high)), symmetric)
     scale = (real_high - real_low) / (limits.max - limits.min)
     if scale < float(np.finfo(np.float32).tiny):
         return np.float32(1.0), 0
+    if symmetric and real_low < 0.0:
+        return np.float32(scale), (limits.max + limits.min + 1) // 2
     return np.float32(scale), int(np.rint(limits.min - real_low / scale))
+
+
+def covering_zero(low: float, high: float, symmetric: bool = False) -> tuple[float, float]:
+    """Return a range widened to contain 0; with 0 in the middle, if it has negative values and is to be `symmetric`.
+
+    Examples
+    --------
+    >>> covering_zero(1.0, 2.0), covering_zero(-1.0, 2.0), covering_zero(-1.0, 2.0, symmetric=True)
+    ((0.0, 2.0), (-1.0, 2.0), (-2.0, 2.0))
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    if symmetric and low < 0.0:
+        high = max(-low, high)
+        low = -high
+    return low, high
