@@ -47,7 +47,7 @@ def compile(
     model: Any,
     target: Any = "native",
     calibration: Any = None,
-    quantization: QuantizationConfig | Mapping | None = DEFAULT,
+    quantization: QuantizationConfig | Mapping | str | None = DEFAULT,
     tuning_logs: Any = SHIPPED,
     num_threads: int | None = None,
     *,
@@ -68,7 +68,7 @@ def compile(
     calibration : iterable of inputs, array, CalibrationTable, or path (.npz, .npy, .json)
         Typical inputs, preprocessed as for inference; or the table `calibrate` made of them. None: synthetic inputs in
         the values that fit the model's batch norms best, with a warning.
-    quantization : QuantizationConfig, dict or None
+    quantization : QuantizationConfig, dict of its options, name of a preset ("fast", "default", "best") or None
         None compiles FP32 with the same schedules.
     tuning_logs : path, sequence of paths, "shipped" or None
         Where the knobs of convolutions and dense layers come from: logs that `tune` wrote, first of all; then the log
@@ -136,8 +136,9 @@ def calibrate(
     model: Any,
     data: Any,
     method: str | None = None,
-    config: QuantizationConfig | Mapping | None = None,
+    config: QuantizationConfig | Mapping | str | None = None,
     *,
+    keep_histograms: bool = False,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     input_dtype: str | None = None,
     input_mean: float | Sequence[float] | None = None,
@@ -151,8 +152,10 @@ def calibrate(
     model : as for `compile`
     data : iterable of inputs, array, or path (.npz, .npy)
     method : str, optional
-        The calibrator ("minmax", "percentile"); overrides `config.method`.
-    config : QuantizationConfig or dict, optional
+        The calibrator ("minmax", "entropy", "auto", ...); overrides `config.method`.
+    config : QuantizationConfig, dict of its options or name of a preset, optional
+    keep_histograms : bool
+        Put the distribution of every tensor's values into the table, some kilobytes for each.
     input_shapes, input_dtype, input_mean, input_std : as for `compile`, which must be given the same
 
     Returns
@@ -160,18 +163,18 @@ def calibrate(
     CalibrationTable
         Save it with `.save(path)`; `compile(model, calibration=table)` uses it.
     """
-    options = (_config(config) or DEFAULT).to_dict() if config is not None else DEFAULT.to_dict()
-    config = QuantizationConfig.from_dict({**options, **({"method": method} if method else {})})
+    chosen = _config(config) or DEFAULT
+    if method is not None:
+        chosen = replace(chosen, method=method)
     mod = pipeline.canonical_float()(_load(model, input_shapes, input_dtype, input_mean, input_std))
     if _is_quantized(mod):
         raise CalibrationError(
             "model", "a QDQ model", "a float model", "its scales are in it already: compile it as it is"
         )
-    plan = plan_quantization(Dataflow(mod), config)
+    plan = plan_quantization(Dataflow(mod), chosen)
     points = [var.name for var in plan.points()]
     batches = CalibrationBatches(data, _input_specs(mod))
-    channel_points = plan.channel_points()
-    return collect(_LazyNetwork(mod, points), batches, points, config, progress=progress, channel_points=channel_points)
+    return _collect(_LazyNetwork(mod, points), batches, plan, chosen, progress, keep_histograms)
 
 
 def _config(quantization: Any) -> QuantizationConfig | None:
@@ -179,10 +182,12 @@ def _config(quantization: Any) -> QuantizationConfig | None:
         return quantization
     if isinstance(quantization, Mapping):
         return QuantizationConfig.from_dict(quantization)
+    if isinstance(quantization, str):
+        return QuantizationConfig.preset(quantization)
     raise ConfigError(
         "option 'quantization'",
         f"a {type(quantization).__name__}",
-        "a QuantizationConfig, a dict of its options, or None",
+        "a QuantizationConfig, a dict of its options, the name of a preset, or None",
         "pass one of these",
     )
 
@@ -271,8 +276,25 @@ def _ranges(mod: tvm.IRModule, calibration: Any, config: QuantizationConfig, pro
         batches = _KeepFirst(list(synthetic_batches(specs, SYNTHETIC_BATCHES, values or STANDARDISED)))
     else:
         batches = _KeepFirst(CalibrationBatches(calibration, specs))
-    table = collect(network, batches, points, config, progress=progress, channel_points=plan.channel_points())
-    return table, (network, batches.first)
+    return _collect(network, batches, plan, config, progress), (network, batches.first)
+
+
+def _collect(network, batches, plan, config: QuantizationConfig, progress: bool, keep_histograms: bool = False):
+    """The table of a plan's points."""
+    points = [var.name for var in plan.points()]
+    layers = {unit.output.name: unit.layer for unit in plan.units}
+    for pattern in config.unmatched_methods([(name, layers.get(name, "")) for name in points]):
+        warnings.warn(f"methods entry {pattern!r} matches no quantised tensor, nor a layer of one", stacklevel=4)
+    return collect(
+        network,
+        batches,
+        points,
+        config,
+        progress=progress,
+        keep_histograms=keep_histograms,
+        channel_points=plan.channel_points(),
+        layers=layers,
+    )
 
 
 def _is_table(calibration: Any) -> bool:

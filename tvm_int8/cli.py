@@ -121,6 +121,7 @@ def _add_calibrate(commands: Any) -> None:
     parser.add_argument("data", metavar="DATA.npz", help=".npz with an array of samples per input, or .npy")
     parser.add_argument("-o", "--output", required=True, metavar="TABLE.json", help="the calibration table to write")
     _add_method(parser)
+    parser.add_argument("--keep-histograms", action="store_true", help="put the distribution of every tensor into it")
     parser.set_defaults(run=_calibrate)
 
 
@@ -144,14 +145,17 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_method(parser: argparse.ArgumentParser) -> None:
+    from .config import PRESETS
     from .quantization.calibrators import calibrator_names
 
+    parser.add_argument("--preset", choices=tuple(PRESETS), help="all options of quantisation at once")
     parser.add_argument("--method", choices=calibrator_names(), help="how ranges are made from calibration data")
 
 
 def _compile(options: argparse.Namespace) -> None:
-    if options.float32 and (options.calibration or options.method):
-        raise ConfigError("--float32", "with --calibration or --method", "one or the other", "leave one out")
+    if options.float32 and (options.calibration or options.method or options.preset):
+        found = "with --calibration, --method or --preset"
+        raise ConfigError("--float32", found, "one or the other", "leave one out")
     if options.untuned and options.tuning_log:
         raise ConfigError("--untuned", "with --tuning-log", "one or the other", "leave one out")
     choices: dict[str, Any] = {"num_threads": options.threads, **_inputs(options)}
@@ -159,8 +163,9 @@ def _compile(options: argparse.Namespace) -> None:
         choices["tuning_logs"] = options.tuning_log
     if options.float32:
         choices["quantization"] = None
-    elif options.method:
-        choices["quantization"] = tvm_int8.QuantizationConfig(method=options.method)
+    elif options.method or options.preset:
+        method = {"method": options.method} if options.method else {}
+        choices["quantization"] = tvm_int8.QuantizationConfig.preset(options.preset or "default", **method)
     module = tvm_int8.compile(options.model, target=options.target, calibration=options.calibration, **choices)
     module.export(options.output)
     print(module.report if options.report else module.report.summary)
@@ -194,8 +199,9 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _calibrate(options: argparse.Namespace) -> None:
-    method = {"method": options.method} if options.method else {}
-    table = tvm_int8.calibrate(options.model, options.data, **method, **_inputs(options))
+    choices = {"method": options.method, "config": options.preset, "keep_histograms": options.keep_histograms}
+    given = {name: value for name, value in choices.items() if value}
+    table = tvm_int8.calibrate(options.model, options.data, **given, **_inputs(options))
     table.save(options.output)
     print(f"wrote {options.output} ({len(table)} tensors)")
 

@@ -1,9 +1,10 @@
-"""One sweep over the calibration data that collects what the chosen calibrator wants to know of every tensor."""
+"""One sweep over the calibration data that collects what the chosen calibrators want to know of every tensor."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from tqdm import tqdm
@@ -11,8 +12,9 @@ from tqdm import tqdm
 from tvm_int8.config import QuantizationConfig
 from tvm_int8.errors import CalibrationError
 from tvm_int8.quantization.calibration_table import CalibrationTable, TensorRange
-from tvm_int8.quantization.calibrators import Calibrator, make_calibrator
-from tvm_int8.quantization.observers import ChannelObserver, MinMaxObserver
+from tvm_int8.quantization.calibrators import Calibrator, Score, make_calibrator
+from tvm_int8.quantization.observers import ChannelObserver, HistogramObserver, MinMaxObserver
+from tvm_int8.quantization.scale_zero_point import covering_zero
 
 Run = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
 
@@ -26,6 +28,8 @@ def collect(
     progress: bool = True,
     keep_histograms: bool = False,
     channel_points: Collection[str] = (),
+    layers: Mapping[str, str] | None = None,
+    scores: Mapping[str, Score] | None = None,
 ) -> CalibrationTable:
     """Run the float network over all batches and choose a range for every quantisation point.
 
@@ -38,13 +42,18 @@ def collect(
     points : sequence of str
         Names of the tensors to observe.
     config : QuantizationConfig, optional
-        Which calibrator, and its options.
+        Which calibrators, and their options.
     progress : bool
         Show a progress bar where standard error is a terminal.
     keep_histograms : bool
-        Put the histograms into the table, where the calibrator made any.
+        Make histograms of all points, whether their calibrators need them or not, and put them into the table.
     channel_points : collection of str
         Points whose channels (axis 1) are to be known one by one, too.
+    layers : mapping of str to str, optional
+        The layer that delivers a point, for the patterns of `config.methods`.
+    scores : mapping of str to callable, optional
+        What a range ``(low, high)`` of a point costs where it is read, for the method "auto"; it is called after the
+        sweep. By default the error that the point's histogram predicts.
 
     Returns
     -------
@@ -56,8 +65,9 @@ def collect(
     CalibrationError
         When there is no batch, a point is missing from what `run` returns, or a value is NaN or infinite.
     """
-    calibrator = make_calibrator(config or QuantizationConfig())
-    observers = {name: calibrator.observer_class(name) for name in points}
+    config, layers, scores = config or QuantizationConfig(), layers or {}, scores or {}
+    calibrators = {name: make_calibrator(config, config.method_of(name, layers.get(name, ""))) for name in points}
+    observers = {name: _observer(calibrators[name], name, keep_histograms) for name in points}
     channels = {name: ChannelObserver() for name in channel_points}
     total = operator.length_hint(batches, 0) or None
     seen = 0
@@ -71,12 +81,18 @@ def collect(
     if seen == 0:
         action = "pass at least one batch; a generator can be iterated only once"
         raise CalibrationError("calibration data", "no batch at all", "some 100 to 500 typical inputs", action)
-    return CalibrationTable(
-        {
-            name: _range(calibrator, observer, keep_histograms, channels.get(name))
-            for name, observer in observers.items()
-        }
-    )
+    ranges = {}
+    for name, observer in observers.items():
+        found = _range(observer, *calibrators[name].choose(observer, scores.get(name)), config.activation_symmetric)
+        histogram = observer.histogram() if keep_histograms else None
+        statistics = channels[name].statistics() if name in channels else None
+        ranges[name] = replace(found, histogram=histogram, channels=statistics)
+    return CalibrationTable(ranges)
+
+
+def _observer(calibrator: Calibrator, name: str, keep_histograms: bool) -> MinMaxObserver:
+    wanted = calibrator.observer_class
+    return (HistogramObserver if keep_histograms and wanted is MinMaxObserver else wanted)(name)
 
 
 def _observe(tensors: Mapping[str, np.ndarray], observers: Mapping[str, MinMaxObserver], batch: int) -> None:
@@ -91,17 +107,9 @@ def _observe(tensors: Mapping[str, np.ndarray], observers: Mapping[str, MinMaxOb
         observer.update(tensors[name], batch)
 
 
-def _range(
-    calibrator: Calibrator, observer: MinMaxObserver, keep_histograms: bool, channels: ChannelObserver | None
-) -> TensorRange:
-    low, high = calibrator.choose_range(observer)
-    histogram = observer.histogram()
-    return TensorRange(
-        low,
-        high,
-        calibrator.name,
-        observer.batches,
-        histogram if keep_histograms else None,
-        None if channels is None else channels.statistics(),
-        0.0 if histogram is None else histogram.clipping_error(low, high),
-    )
+def _range(observer: MinMaxObserver, method: str, low: float, high: float, symmetric: bool) -> TensorRange:
+    """The range, with what it cuts off once it contains zero, as that of integers does."""
+    histogram, integers = observer.histogram(), covering_zero(low, high, symmetric)
+    saturation = observer.share_outside(*integers)
+    clipping = 0.0 if histogram is None or saturation == 0.0 else histogram.clipping_error(*integers)
+    return TensorRange(low, high, method, observer.batches, clipping=clipping, saturation=saturation)

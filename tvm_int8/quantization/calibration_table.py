@@ -33,7 +33,8 @@ class TensorRange:
     low, high : float
         Finite as float32, `low` not above `high`; 0 need not lie between.
     method : str
-        What made it: a calibrator's name, or how it was derived without data.
+        What made it: a calibrator's name, "auto: " and the name of the one it chose, or how it was derived without
+        data.
     batches : int
         Batches seen; 0 without data.
     histogram : Histogram, optional
@@ -42,6 +43,8 @@ class TensorRange:
         Per channel (axis 1), for tensors that convolutions read.
     clipping : float
         Mean square of what the range cuts off, over all values seen.
+    saturation : float
+        Share of all values seen that lie outside of the range.
     """
 
     low: float
@@ -51,6 +54,7 @@ class TensorRange:
     histogram: Histogram | None = None
     channels: ChannelStatistics | None = None
     clipping: float = 0.0
+    saturation: float = 0.0
 
     def divided(self, factor: np.ndarray) -> TensorRange:
         """Return the range of the tensor with channel c divided by ``factor[c]``: all that its channels span.
@@ -61,7 +65,7 @@ class TensorRange:
             raise ValueError("a range without statistics of its channels cannot be divided")
         divided = self.channels.divided(factor)
         low, high = min(divided.low), max(divided.high)
-        return replace(self, low=low, high=high, histogram=None, channels=divided, clipping=0.0)
+        return replace(self, low=low, high=high, histogram=None, channels=divided, clipping=0.0, saturation=0.0)
 
 
 class CalibrationTable(Mapping[str, TensorRange]):
@@ -112,7 +116,7 @@ class CalibrationTable(Mapping[str, TensorRange]):
         """A short hash of the tensor names: the same for the same network, whatever the data."""
         return _fingerprint(self)
 
-    def scale_zero_point(self, name: str, dtype: str = "uint8") -> tuple[np.float32, int]:
+    def scale_zero_point(self, name: str, dtype: str = "uint8", symmetric: bool = False) -> tuple[np.float32, int]:
         """Return a tensor's scale and zero point; the formula is `scale_zero_point.scale_zero_point`'s.
 
         Parameters
@@ -121,6 +125,8 @@ class CalibrationTable(Mapping[str, TensorRange]):
             The tensor.
         dtype : str
             ``"uint8"`` or ``"int8"``.
+        symmetric : bool
+            Zero in the middle of a range with negative values.
 
         Raises
         ------
@@ -134,7 +140,7 @@ class CalibrationTable(Mapping[str, TensorRange]):
                 expected="one for every tensor that is quantised",
                 action=_RECALIBRATE,
             )
-        return scale_zero_point(self[name].low, self[name].high, dtype)
+        return scale_zero_point(self[name].low, self[name].high, dtype, symmetric)
 
     def check_model(self, tensor_names: Iterable[str], points: Iterable[str] | None = None) -> None:
         """Refuse to serve a network this table was not made for.
@@ -231,16 +237,21 @@ def _listed(names: list[str]) -> str:
 def _check_ranges(ranges: Mapping[str, TensorRange], where: str) -> None:
     largest = float(np.finfo(np.float32).max)
     for name, r in ranges.items():
-        numbers = all(isinstance(x, Real) and not isinstance(x, bool) for x in (r.low, r.high, r.clipping))
-        if not (numbers and -largest <= r.low <= r.high <= largest):
+        if not (_is_number(r.low) and _is_number(r.high) and -largest <= r.low <= r.high <= largest):
             found, expected = f"range {r.low!r} .. {r.high!r}", "two finite float32 numbers, the lower first"
-        elif not (math.isfinite(r.clipping) and r.clipping >= 0):
+        elif not (_is_number(r.clipping) and 0 <= r.clipping < math.inf):
             found, expected = f"clipping {r.clipping!r}", "a mean square"
+        elif not (_is_number(r.saturation) and 0 <= r.saturation <= 1):
+            found, expected = f"saturation {r.saturation!r}", "a share, 0 to 1"
         elif not isinstance(r.method, str) or not isinstance(r.batches, Integral) or r.batches < 0:
             found, expected = f"method {r.method!r}, {r.batches!r} batches", "a name and a count"
         else:
             continue
         raise CalibrationError(f"{where}, tensor {name!r}", found, expected, _RECALIBRATE)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _check_document(document: Any, where: str) -> Mapping[str, Any]:
