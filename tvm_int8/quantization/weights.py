@@ -134,10 +134,8 @@ def _scale(
     if clipping not in CLIPPINGS:
         raise ValueError(f"weight clipping {clipping!r}, expected one of {', '.join(CLIPPINGS)}")
     scale = np.max(np.abs(weight), axis=_others(weight, axis), keepdims=True, initial=0.0) / np.float32(limit)
-    if clipping == "mse":
-        scale = _least_squares_scale(weight, scale, axis, limit, importance)
-    degenerate = scale < np.finfo(np.float32).tiny
-    return np.where(degenerate, np.float32(1.0), scale).astype(np.float32)
+    scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1.0), scale).astype(np.float32)
+    return _least_squares_scale(weight, scale, axis, limit, importance) if clipping == "mse" else scale
 
 
 def _rounded(exact: np.ndarray, limit: int, rounding: str) -> np.ndarray:
