@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from tvm_int8.quantization.calibration_table import CalibrationTable
 from tvm_int8.quantization.range_noise import CLIPPING_WEIGHT
+from tvm_int8.quantization.scale_zero_point import covering_zero
 
 from .expressions import Var
 from .groups import WITH_EPILOGUE
@@ -24,7 +25,9 @@ UNCOVERED = 0.02
 """How much of its range a tensor may lose where its distribution is not known."""
 
 
-def concat_scales(plan: QuantizationPlan, table: CalibrationTable, dtype: str = "uint8") -> dict[Var, Var]:
+def concat_scales(
+    plan: QuantizationPlan, table: CalibrationTable, dtype: str = "uint8", symmetric: bool = False
+) -> dict[Var, Var]:
     """Choose for all concatenations of a network.
 
     Parameters
@@ -35,18 +38,20 @@ def concat_scales(plan: QuantizationPlan, table: CalibrationTable, dtype: str = 
         The ranges.
     dtype : str
         The integers.
+    symmetric : bool
+        Whether zero is in the middle of ranges with negative values.
 
     Returns
     -------
     dict of Var to Var
         Tensor -> the concatenation's result whose scale it has; as `QuantizationPlan.source`, before what that says.
     """
-    return _Choice(plan, table, dtype).run()
+    return _Choice(plan, table, dtype, symmetric).run()
 
 
 class _Choice:
-    def __init__(self, plan: QuantizationPlan, table: CalibrationTable, dtype: str):
-        self.plan, self.table, self.dtype = plan, table, dtype
+    def __init__(self, plan: QuantizationPlan, table: CalibrationTable, dtype: str, symmetric: bool):
+        self.plan, self.table, self.dtype, self.symmetric = plan, table, dtype, symmetric
         self.producer = {unit.output: unit for unit in plan.units}
         self.readers: dict[Var, list[Unit]] = {}
         for unit in plan.units:
@@ -104,13 +109,14 @@ class _Choice:
         own, other = self.table.get(self.plan.origin(var).name), self.table.get(scale.name)
         if own is None or other is None:
             return False
-        step, _ = self.table.scale_zero_point(self.plan.origin(var).name, self.dtype)
-        coarser, _ = self.table.scale_zero_point(scale.name, self.dtype)
+        step, _ = self.table.scale_zero_point(self.plan.origin(var).name, self.dtype, self.symmetric)
+        coarser, _ = self.table.scale_zero_point(scale.name, self.dtype, self.symmetric)
         if own.histogram is None:
             lost = max(other.low - own.low, own.high - other.high)
             return coarser**2 <= MOST_NOISE * step**2 and lost <= UNCOVERED * (own.high - own.low)
         noise = step**2 / 12 + CLIPPING_WEIGHT * own.clipping
-        shared = coarser**2 / 12 + CLIPPING_WEIGHT * own.histogram.clipping_error(other.low, other.high)
+        low, high = covering_zero(other.low, other.high, self.symmetric)
+        shared = coarser**2 / 12 + CLIPPING_WEIGHT * own.histogram.clipping_error(low, high)
         return shared <= MOST_NOISE * noise
 
 

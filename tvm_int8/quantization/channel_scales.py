@@ -26,7 +26,7 @@ import numpy as np
 from tvm_int8.quantization.calibration_table import TensorRange
 from tvm_int8.quantization.observers import ChannelStatistics
 from tvm_int8.quantization.range_noise import CLIPPING_WEIGHT
-from tvm_int8.quantization.scale_zero_point import scale_zero_point
+from tvm_int8.quantization.scale_zero_point import covering_zero, scale_zero_point
 
 EXPONENTS = ((0.5, 0.0), (0.5, 0.25), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0))  # (a, b)
 LEAST_RANGE = 0.05  # of a channel, relative to the tensor's: one that was quiet so far keeps room to be louder
@@ -65,7 +65,11 @@ class ChannelScales:
 
 
 def channel_scales(
-    seen: TensorRange, readers: Sequence[Reader], dtype: str = "uint8", per_channel_weights: bool = True
+    seen: TensorRange,
+    readers: Sequence[Reader],
+    dtype: str = "uint8",
+    per_channel_weights: bool = True,
+    symmetric: bool = False,
 ) -> ChannelScales | None:
     """Choose scales for one tensor.
 
@@ -79,6 +83,8 @@ def channel_scales(
         The integers.
     per_channel_weights : bool
         Whether weights have a scale per output channel.
+    symmetric : bool
+        Whether zero is in the middle of the range of every channel with negative values.
 
     Returns
     -------
@@ -88,57 +94,70 @@ def channel_scales(
     if seen.channels is None:
         return None
     if not any(reader.mixes for reader in readers):
-        return _free_scales(seen.channels, dtype)
-    factor = _choose_factor(seen, readers, per_channel_weights)
+        return _free_scales(seen.channels, dtype, symmetric)
+    factor = _choose_factor(seen, readers, per_channel_weights, symmetric)
     if factor is None:
         return None
-    low, high = _ends(seen, factor, readers)
-    pairs = [scale_zero_point(*ends, dtype) for ends in zip(low, high, strict=True)]
+    low, high = _ends(seen, factor, readers, symmetric)
+    pairs = [scale_zero_point(*ends, dtype, symmetric) for ends in zip(low, high, strict=True)]
     scale = (np.float64(pairs[0][0]) * factor).astype(np.float32)
     return ChannelScales(scale, np.array([zero for _, zero in pairs], np.int64), float(pairs[0][0]), factor)
 
 
-def _ends(seen: TensorRange, factor: np.ndarray, readers: Sequence[Reader]) -> tuple[np.ndarray, np.ndarray]:
+def _ends(
+    seen: TensorRange, factor: np.ndarray, readers: Sequence[Reader], symmetric: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """The ends, [C], of what each divided channel's integers stand for, equally far apart.
 
     Every channel has the width of the widest, around its own middle and 0; the same ends where a reader pads.
     """
     assert seen.channels is not None
-    low = np.minimum(np.asarray(seen.channels.low) / factor, 0.0)
-    high = np.maximum(np.asarray(seen.channels.high) / factor, 0.0)
+    low, high = np.asarray(seen.channels.low) / factor, np.asarray(seen.channels.high) / factor
     if any(reader.mixes and reader.pads for reader in readers):
-        return np.full(len(low), low.min()), np.full(len(high), high.max())
+        least, most = covering_zero(low.min(), high.max(), symmetric)
+        return np.full(len(low), least), np.full(len(high), most)
+    low, high = covering_zero(low, high, symmetric)
     width = (high - low).max()
+    if symmetric:
+        low = np.where(low < 0, -width / 2, 0.0)
+        return low, low + width
     room = (width - (high - low)) / 2
     low = np.where(low < 0, np.maximum(low - room, -width), 0.0)
     return low, low + width
 
 
-def _free_scales(channels: ChannelStatistics, dtype: str) -> ChannelScales:
+def _free_scales(channels: ChannelStatistics, dtype: str, symmetric: bool) -> ChannelScales:
     """Every channel over its own range, widened to `LEAST_RANGE` of the tensor's."""
-    low, high = np.minimum(channels.low, 0.0), np.maximum(channels.high, 0.0)
-    missing = np.maximum(LEAST_RANGE * (high.max() - low.min()) - (high - low), 0.0)
-    low, high = np.maximum(low - missing / 2, low.min()), np.minimum(high + missing / 2, high.max())
-    pairs = [scale_zero_point(*ends, dtype) for ends in zip(low, high, strict=True)]
+    low, high = covering_zero(channels.low, channels.high, symmetric)
+    least = LEAST_RANGE * (high.max() - low.min())
+    if symmetric:
+        high = np.maximum(high, np.where(low < 0, least / 2, least))
+        low = np.where(low < 0, -high, 0.0)
+    else:
+        missing = np.maximum(least - (high - low), 0.0)
+        low, high = np.maximum(low - missing / 2, low.min()), np.minimum(high + missing / 2, high.max())
+    pairs = [scale_zero_point(*ends, dtype, symmetric) for ends in zip(low, high, strict=True)]
     return ChannelScales(np.array([s for s, _ in pairs], np.float32), np.array([z for _, z in pairs], np.int64))
 
 
-def _choose_factor(seen: TensorRange, readers: Sequence[Reader], per_channel_weights: bool) -> np.ndarray | None:
+def _choose_factor(
+    seen: TensorRange, readers: Sequence[Reader], per_channel_weights: bool, symmetric: bool
+) -> np.ndarray | None:
     """The best factor [C] of the family, its largest element one; None where one scale for all is better."""
     assert seen.channels is not None
-    low, high = np.minimum(seen.channels.low, 0.0), np.maximum(seen.channels.high, 0.0)
+    low, high = covering_zero(seen.channels.low, seen.channels.high, symmetric)
     magnitude = np.maximum(-low, high) if any(r.mixes and r.pads for r in readers) else high - low
     largest = np.max([np.abs(r.weight).max((1, 2)) for r in readers if r.mixes], axis=0).astype(np.float64)
     alive = (magnitude > 0) & (largest > 0)
     if alive.sum() < 2:
         return None
-    best, least = None, predicted_noise(seen, None, readers, per_channel_weights)
+    best, least = None, predicted_noise(seen, None, readers, per_channel_weights, symmetric)
     for a, b in EXPONENTS:
         factor = np.ones(len(magnitude))
         factor[alive] = magnitude[alive] ** a / largest[alive] ** b
         factor[alive] /= factor[alive].max()
         factor = np.maximum(factor, LEAST_RANGE)
-        noise = predicted_noise(seen, factor, readers, per_channel_weights)
+        noise = predicted_noise(seen, factor, readers, per_channel_weights, symmetric)
         if noise < least:
             best, least = factor, noise
     return best
@@ -156,7 +175,11 @@ def _clipping(seen: TensorRange) -> np.ndarray:
 
 
 def predicted_noise(
-    seen: TensorRange, factor: np.ndarray | None, readers: Sequence[Reader], per_channel_weights: bool = True
+    seen: TensorRange,
+    factor: np.ndarray | None,
+    readers: Sequence[Reader],
+    per_channel_weights: bool = True,
+    symmetric: bool = False,
 ) -> float:
     """Variance of the readers' outputs, relative to their signal, from uniform rounding of activations and weights.
 
@@ -167,9 +190,10 @@ def predicted_noise(
     power = np.asarray(seen.channels.mean_square, np.float32)
     if factor is None:
         factor, clipped = np.ones(len(power)), _clipping(seen)
-        step = (max(seen.high, 0.0) - min(seen.low, 0.0)) / 255
+        low, high = covering_zero(seen.low, seen.high, symmetric)
+        step = float(high - low) / 255
     else:
-        low, high = _ends(seen, factor, readers)
+        low, high = _ends(seen, factor, readers, symmetric)
         step, clipped = float(high[0] - low[0]) / 255, np.zeros(len(power))
     data_error = np.minimum(step**2 / 12, power / factor**2) + clipped
     total = 0.0

@@ -8,7 +8,8 @@ Every candidate range [a, b) of histogram bins is judged by the Kullback-Leibler
         the divergence is finite where an empty last bin takes in outliers
 
 Source: S. Migacz, *8-bit Inference with TensorRT*, GTC 2017, where a range is [0, b) for |x| and has 128 levels; so it
-is here for symmetric activations. Otherwise both ends are searched. As in NVIDIA's pytorch-quantization, the bin that
+is here for symmetric activations. Values of both signs have both ends searched, on a coarse grid of pairs and then on a
+fine one around the best. As in NVIDIA's pytorch-quantization, the bin that
 holds zero counts no more than the larger of its neighbours: zero is exact in every range, and ReLU makes lots of it.
 
 Q is constant over the bins of a level. So a candidate costs one look-up of cumulative counts per level, and not a pass
@@ -27,9 +28,10 @@ LEVELS = 255
 SYMMETRIC_LEVELS = 128
 SMOOTHING = 1e-4
 CANDIDATES = 256
-"""Upper ends tried where the lower end is zero; where both ends are searched, a `_SIDE`-th of it for each."""
-
-_SIDE = 4
+"""Ends tried where the other one is zero, evenly spaced."""
+COARSE = 0.86 ** np.arange(24)
+FINE = 0.86 ** (np.arange(-6, 7) / 6)
+"""Where both ends are searched: shares of each side at first, and then of the best pair's."""
 
 
 def entropy_range(seen: Histogram, symmetric: bool = False) -> tuple[float, float]:
@@ -106,25 +108,32 @@ def best_bins(counts: np.ndarray, zero: int, levels: int) -> tuple[int, int]:
     first, last : int
         The range is made of the bins from `first` up to, not including, `last`.
     """
-    n = len(counts)
-    number = CANDIDATES // _SIDE if 0 < zero < n else CANDIDATES
-    firsts = zero - candidate_widths(zero, number)
-    lasts = zero + candidate_widths(n - zero, number)
-    divergence = Divergence(counts, levels)
+    n, divergence = len(counts), Divergence(counts, levels)
+    if not 0 < zero < n:
+        shares = np.arange(1, CANDIDATES + 1) / CANDIDATES
+        return _best_pair(divergence, zero - _widths(zero, shares), zero + _widths(n - zero, shares))
+    first, last = _best_pair(divergence, zero - _widths(zero, COARSE), zero + _widths(n - zero, COARSE))
+    lower, upper = FINE * (zero - first) / zero, FINE * (last - zero) / (n - zero)
+    return _best_pair(divergence, zero - _widths(zero, lower), zero + _widths(n - zero, upper))
+
+
+def _widths(most: int, shares: np.ndarray) -> np.ndarray:
+    """Widths of one side of a range in bins, from wide to narrow; at least one bin where there are any."""
+    return np.unique(np.rint(most * shares).astype(np.int64).clip(min(most, 1), most))[::-1]
+
+
+def _best_pair(divergence: Divergence, firsts: np.ndarray, lasts: np.ndarray) -> tuple[int, int]:
+    """The pair of ends with the least divergence, the first of equals; all bins if no range has bins enough."""
+    n = len(divergence.counts)
     best, least = (0, n), np.inf
-    for first in firsts:
-        ends = lasts[lasts - first >= min(levels, n)]
+    for first in firsts.tolist():
+        ends = lasts[lasts - first >= min(divergence.levels, n)]
         if ends.size:
-            found = divergence.of(int(first), ends)
+            found = divergence.of(first, ends)
             index = int(found.argmin())
             if found[index] < least:
-                best, least = (int(first), int(ends[index])), float(found[index])
+                best, least = (first, int(ends[index])), float(found[index])
     return best
-
-
-def candidate_widths(most: int, number: int) -> np.ndarray:
-    """Widths of one side of the range, in bins, evenly from wide to narrow: at most `number`, `most` among them."""
-    return np.unique(np.rint(np.linspace(0, most, number + 1)[1:] if most else [0]).astype(np.int64))[::-1]
 
 
 class Divergence:

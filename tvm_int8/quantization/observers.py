@@ -189,7 +189,7 @@ class HistogramObserver(MinMaxObserver):
         used = np.flatnonzero(self._counts)
         edges = (self._first + used + np.array([[0], [1]])) * 2.0**self._exponent
         starts, ends = edges.clip(self.low, self.high)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             inside = np.where(
                 ends > starts,
                 (np.minimum(ends, high) - np.maximum(starts, low)) / (ends - starts),

@@ -49,16 +49,24 @@ def scale_zero_point(low: float, high: float, dtype: str = "uint8", symmetric: b
     return np.float32(scale), int(np.rint(limits.min - real_low / scale))
 
 
-def covering_zero(low: float, high: float, symmetric: bool = False) -> tuple[float, float]:
-    """Return a range widened to contain 0; with 0 in the middle, if it has negative values and is to be `symmetric`.
+def covering_zero(low, high, symmetric: bool = False):
+    """Return ranges widened to contain 0; with 0 in the middle, if they have negative values and are `symmetric`.
+
+    Parameters
+    ----------
+    low, high : float or np.ndarray
+        The ends, arrays for many ranges.
+    symmetric : bool
+        Whether 0 is to be in the middle.
 
     Examples
     --------
-    >>> covering_zero(1.0, 2.0), covering_zero(-1.0, 2.0), covering_zero(-1.0, 2.0, symmetric=True)
-    ((0.0, 2.0), (-1.0, 2.0), (-2.0, 2.0))
+    >>> low, high = covering_zero(np.array([1.0, -1.0, -3.0]), np.array([2.0, 2.0, -2.0]), symmetric=True)
+    >>> low.tolist(), high.tolist()
+    ([0.0, -2.0, -3.0], [2.0, 2.0, 3.0])
     """
-    low, high = min(low, 0.0), max(high, 0.0)
-    if symmetric and low < 0.0:
-        high = max(-low, high)
-        low = -high
+    low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    if symmetric:
+        high = np.where(low < 0.0, np.maximum(-low, high), high)
+        low = np.where(low < 0.0, -high, 0.0)
     return low, high
