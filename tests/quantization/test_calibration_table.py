@@ -16,6 +16,7 @@ def _table():
             "input": TensorRange(-1.0, 1.0, "minmax", 8),
             'conv "1"/ü:0': TensorRange(0.1, float(np.float32(0.3)), "percentile", 8, Histogram(-2, 0.25, (1, 0, 5))),
             "zeros": TensorRange(0.0, 0.0, "minmax", 8),
+            "cut": TensorRange(-0.5, 2.0, "auto: entropy", 8, clipping=0.125, saturation=float(np.float32(1e-4))),
         }
     )
 
@@ -39,6 +40,16 @@ def test_round_trip(tmp_path):
         assert loaded.scale_zero_point(name) == _table().scale_zero_point(name)
 
 
+def test_tables_from_before_there_was_saturation_load(tmp_path):
+    def change(document):
+        for entry in document["tensors"].values():
+            del entry["saturation"], entry["clipping"]
+
+    loaded = CalibrationTable.load(_saved(tmp_path, change))
+    assert {(r.saturation, r.clipping) for r in loaded.values()} == {(0.0, 0.0)}
+    assert loaded["cut"].high == 2.0
+
+
 def test_round_trip_of_an_empty_table(tmp_path):
     CalibrationTable({}).save(tmp_path / "t.json")
     assert len(CalibrationTable.load(os.fspath(tmp_path / "t.json"))) == 0
@@ -56,20 +67,21 @@ def test_random_floats_survive_exactly(tmp_path):
 
 def test_a_line_per_tensor(tmp_path):
     lines = _saved(tmp_path).read_text().splitlines()
-    assert sum('"low"' in line for line in lines) == 3
+    assert sum('"low"' in line for line in lines) == 4
 
 
 def test_mapping_and_repr():
     table = _table()
     assert table["input"].high == 1.0
     assert "missing" not in table
-    assert "3 tensors, minmax, percentile" in repr(table)
+    assert "4 tensors, auto: entropy, minmax, percentile" in repr(table)
 
 
 def test_scale_zero_point():
     assert _table().scale_zero_point("zeros") == (np.float32(1.0), 0)
     assert _table().scale_zero_point("input", "int8") == (np.float32(2 / 255), 0)
-    with pytest.raises(CalibrationError, match=r"'conv9'.*no range for it among 3 tensors.*calibrate"):
+    assert _table().scale_zero_point("cut", symmetric=True) == (np.float32(4 / 255), 128)
+    with pytest.raises(CalibrationError, match=r"'conv9'.*no range for it among 4 tensors.*calibrate"):
         _table().scale_zero_point("conv9")
 
 
@@ -177,6 +189,12 @@ def test_another_version(tmp_path, version):
         (lambda d: d["tensors"]["zeros"].update(low="0"), "table.json, tensor 'zeros'.*lower first"),
         (lambda d: d["tensors"]["zeros"].update(low=1), "'zeros'.*lower first"),
         (lambda d: d["tensors"]["zeros"].update(high=float("nan")), "'zeros'.*lower first"),
+        (lambda d: d["tensors"]["zeros"].update(clipping=-1), "'zeros'.*clipping -1; expected a mean square"),
+        (lambda d: d["tensors"]["zeros"].update(clipping="0"), "'zeros'.*clipping '0'"),
+        (lambda d: d["tensors"]["zeros"].update(saturation=1.5), "'zeros'.*saturation 1.5; expected a share"),
+        (lambda d: d["tensors"]["zeros"].update(saturation=-0.1), "'zeros'.*saturation"),
+        (lambda d: d["tensors"]["zeros"].update(saturation=float("nan")), "'zeros'.*saturation nan"),
+        (lambda d: d["tensors"]["zeros"].update(saturation=None), "'zeros'.*saturation None"),
         (lambda d: d["tensors"]["zeros"].update(batches=-1), "'zeros'.*name and a count"),
         (lambda d: d["tensors"]["zeros"].update(method=None), "'zeros'.*name and a count"),
     ],
@@ -194,7 +212,7 @@ def test_a_table_fits_its_own_model():
 
 def test_a_table_of_another_network_is_refused():
     with pytest.raises(CalibrationError) as caught:
-        _table().check_model(["input", "zeros", "stem"])
+        _table().check_model(["input", "zeros", "cut", "stem"])
     message = str(caught.value)
     assert "no range for 'stem'" in message
     assert "ranges for 'conv \"1\"/ü:0', which the model does not have" in message

@@ -103,3 +103,30 @@ def test_what_the_calibrated_range_cuts_off_counts(values, rng):
     ignored = TensorRange(0.0, 1.0, "mse", 1, channels=seen.channels)
     assert channel_scales(clipped, [reader]) is not None
     assert channel_scales(ignored, [reader]) is None
+
+
+@pytest.mark.parametrize("pads", [None, False, True])
+def test_symmetric_channels_have_zero_in_the_middle_or_at_the_end(values, rng, pads):
+    """Channels of both signs, and ReLU's: the same bound on the error, at zero points 128 and 0 only."""
+    values[:, ::2] = np.abs(values[:, ::2])
+    readers = [apart()] if pads is None else [mixing(rng, pads)]
+    found = channel_scales(observed(values), readers, symmetric=True)
+    mixed_signs = values.min((0, 2, 3)) < 0
+    assert mixed_signs.any() and not mixed_signs.all()
+    if pads:
+        assert set(found.zero_point.tolist()) == {128}
+    else:
+        assert found.zero_point.tolist() == np.where(mixed_signs, 128, 0).tolist()
+    restored = dequantize(quantize(values, *spread(found)), *spread(found))
+    assert (np.abs(restored - values) <= 0.51 * found.scale.reshape(1, -1, 1, 1)).all()
+    if pads is None:
+        assert found.scale.min() >= LEAST_RANGE * (values.max() - values.min()) / 255 * 0.99
+    else:
+        np.testing.assert_allclose(found.scale, found.step * found.factor, rtol=1e-6)
+
+
+def test_symmetric_scales_of_positive_channels_are_those_of_any(values, rng):
+    seen, readers = observed(np.abs(values)), [mixing(rng, pads=False)]
+    plain, symmetric = channel_scales(seen, readers), channel_scales(seen, readers, symmetric=True)
+    np.testing.assert_array_equal(plain.scale, symmetric.scale)
+    assert set(symmetric.zero_point.tolist()) == {0}

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tvm_int8.quantization.scale_zero_point import scale_zero_point
+from tvm_int8.quantization.scale_zero_point import covering_zero, scale_zero_point
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,41 @@ def test_agrees_with_onnx_runtime(dtype):
         # Releases before 1.31 subtract in float32: one rounding more.
         np.testing.assert_allclose(found_scale, scale, rtol=2e-7)
         assert found_zero_point == zero_point
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "scale", "zero_point"),
+    [
+        (-1.0, 1.0, "uint8", 2 / 255, 128),
+        (-0.1, 1.0, "uint8", 2 / 255, 128),
+        (-1.0, -0.5, "uint8", 2 / 255, 128),
+        (-1.0, 0.3, "int8", 2 / 255, 0),
+        (0.0, 255.0, "uint8", 1.0, 0),
+        (0.5, 255.0, "uint8", 1.0, 0),
+        (0.0, 255.0, "int8", 1.0, -128),
+        (-0.0, 1.0, "uint8", 1 / 255, 0),
+        (0.0, 0.0, "uint8", 1.0, 0),
+        (-1e-44, 1e-44, "uint8", 1.0, 0),
+        (-3e38, 3.4e38, "uint8", 6.8e38 / 255, 128),
+    ],
+)
+def test_symmetric_ranges(low, high, dtype, scale, zero_point):
+    assert scale_zero_point(low, high, dtype, symmetric=True) == (np.float32(scale), zero_point)
+
+
+def test_symmetric_zero_points_are_exact_for_any_range():
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        low, high = np.sort(rng.standard_normal(2) * 10.0 ** rng.uniform(-30, 30)).astype(np.float32)
+        scale, zero_point = scale_zero_point(low, high, symmetric=True)
+        assert zero_point == (128 if low < 0 else 0)
+        np.testing.assert_allclose(scale * 127.5, max(-low, high) if low < 0 else high / 2, rtol=1e-6)
+
+
+def test_many_ranges_are_widened_as_one_is():
+    low, high = np.sort(np.random.default_rng(0).standard_normal((2, 50)) + 0.5, axis=0)
+    for symmetric in (False, True):
+        many = covering_zero(low, high, symmetric)
+        single = [covering_zero(*pair, symmetric) for pair in zip(low, high, strict=True)]
+        np.testing.assert_array_equal(many, np.transpose(single))
+        assert (many[0] <= np.minimum(low, 0)).all() and (many[1] >= np.maximum(high, 0)).all()

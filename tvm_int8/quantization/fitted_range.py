@@ -40,12 +40,18 @@ def fitted_range(observer: HistogramObserver, density: str, symmetric: bool = Fa
         half = optimal_step(density, BITS)[0] * _sigma(values - mean, counts, density) * (2**BITS - 1) / 2
         low, high = mean - half, mean + half
     else:
-        counts[seen.first + np.arange(len(counts)) == 0] = 0.0
+        _take_out_zeros(counts, -seen.first)
         end = optimal_step(density, BITS + 1)[0] * _sigma(values, counts, density) * (2**BITS - 1)
         if end == 0.0:
             return observer.low, observer.high
         low, high = (0.0, end) if observer.high > 0 else (-end, 0.0)
     return max(low, observer.low), min(high, observer.high)
+
+
+def _take_out_zeros(counts: np.ndarray, zero: int) -> None:
+    """Leave in the bin above zero no more than in the next one, where the density is much the same."""
+    if 0 <= zero < len(counts):
+        counts[zero] = min(counts[zero], counts[zero + 1] if zero + 1 < len(counts) else 0.0)
 
 
 def _sigma(deviations: np.ndarray, counts: np.ndarray, density: str) -> float:
