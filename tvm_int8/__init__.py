@@ -28,9 +28,10 @@ check_tvm()
 find_mapped_packages()
 
 if TYPE_CHECKING:
-    from tvm_int8.api import calibrate, compile
+    from tvm_int8.api import calibrate, compile, quantize
     from tvm_int8.config import QuantizationConfig
     from tvm_int8.quantization.calibration_table import CalibrationTable
+    from tvm_int8.quantized_model import QuantizedModel
     from tvm_int8.runtime import CompiledModule, load
     from tvm_int8.tuning.options import TuningResult
     from tvm_int8.tuning.tune import tune
@@ -39,8 +40,10 @@ if TYPE_CHECKING:
 _LAZY = {
     "compile": "tvm_int8.api",
     "calibrate": "tvm_int8.api",
+    "quantize": "tvm_int8.api",
     "CalibrationTable": "tvm_int8.quantization.calibration_table",
     "QuantizationConfig": "tvm_int8.config",
+    "QuantizedModel": "tvm_int8.quantized_model",
     "CompiledModule": "tvm_int8.runtime",
     "load": "tvm_int8.runtime",
     "TuningResult": "tvm_int8.tuning.options",
@@ -56,6 +59,7 @@ __all__ = [
     "ConfigError",
     "ModelError",
     "QuantizationConfig",
+    "QuantizedModel",
     "TargetError",
     "TuningResult",
     "TvmInt8Error",
@@ -64,6 +68,7 @@ __all__ = [
     "calibrate",
     "compile",
     "load",
+    "quantize",
     "tune",
 ]
 

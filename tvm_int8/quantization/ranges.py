@@ -1,0 +1,176 @@
+"""The ranges a network is quantised with: from calibration data, from a table, or from made-up inputs."""
+
+from __future__ import annotations
+
+import operator
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+
+from tvm_int8.config import QuantizationConfig
+from tvm_int8.passes.dataflow import Dataflow
+from tvm_int8.passes.expressions import dtype_of, shape_of
+from tvm_int8.passes.quantization_plan import QuantizationPlan, plan_quantization
+from tvm_int8.quantization.calibrate import collect
+from tvm_int8.quantization.calibration_table import CalibrationTable
+from tvm_int8.quantization.data import CalibrationBatches, InputSpec
+from tvm_int8.quantization.data_free import (
+    FIRST_BATCH_NORMS,
+    STANDARDISED,
+    fit_input_values,
+    synthetic_batches,
+    warn_data_free,
+)
+from tvm_int8.quantization.float_network import FloatNetwork
+
+SYNTHETIC_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the quantised network is compared with: the float network's tensors on one batch of inputs."""
+
+    network: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+    batch: dict[str, np.ndarray]
+
+
+class LazyNetwork:
+    """Compiles the float network when the first batch arrives, so that bad data is reported at once."""
+
+    def __init__(self, mod: tvm.IRModule, names):
+        self.mod, self.names = mod, names
+        self.network: FloatNetwork | None = None
+
+    def __call__(self, batch):
+        """Run one batch, see `FloatNetwork`."""
+        if self.network is None:
+            self.network = FloatNetwork(self.mod, self.names)
+        return self.network(batch)
+
+
+class _KeepFirst:
+    """Passes batches on and remembers the first one, for the report's SQNR."""
+
+    def __init__(self, batches):
+        self.batches, self.first = batches, None
+
+    def __length_hint__(self) -> int:
+        return operator.length_hint(self.batches, 0)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        for batch in self.batches:
+            if self.first is None:
+                self.first = {name: np.array(array) for name, array in batch.items()}
+            yield batch
+
+
+def input_specs(mod: tvm.IRModule) -> list[InputSpec]:
+    """Name, shape and dtype of the network's inputs."""
+    function = mod["main"]
+    names = [str(name) for name in function.attrs["input_names"]]
+    return [
+        InputSpec(name, shape_of(param), dtype_of(param)) for name, param in zip(names, function.params, strict=True)
+    ]
+
+
+def find_ranges(
+    mod: tvm.IRModule, calibration: Any, config: QuantizationConfig, progress: bool, batch_norms: Mapping
+) -> tuple[CalibrationTable, Reference]:
+    """The table of a canonical float module, and what the report compares with.
+
+    Parameters
+    ----------
+    mod : IRModule
+        Canonical and float.
+    calibration : iterable of inputs, array, CalibrationTable, path or None
+        As for `tvm_int8.compile`.
+    config : QuantizationConfig
+    progress : bool
+        Show a progress bar.
+    batch_norms : mapping
+        What `passes.batch_norm_outputs` knows without data.
+    """
+    plan = plan_quantization(Dataflow(mod), config)
+    for pattern in config.unmatched_exclusions([(unit.layer, unit.op) for unit in plan.units]):
+        warnings.warn(f"exclude entry {pattern!r} matches no layer of the model", stacklevel=4)
+    points = [var.name for var in plan.points()]
+    first = dict(list(batch_norms.items())[:FIRST_BATCH_NORMS])
+    outputs = (unit.output.name for unit in plan.units if unit.group is not None)
+    network, specs = LazyNetwork(mod, list(dict.fromkeys([*points, *outputs, *first]))), input_specs(mod)
+    if _is_table(calibration):
+        table = calibration if isinstance(calibration, CalibrationTable) else CalibrationTable.load(calibration)
+        table.check_model([var.name for var in _all_vars(mod)], points)
+        batch = next(synthetic_batches(specs, 1))
+        return table, Reference(network, _scaled_to(table, batch, mod))
+    if calibration is None:
+        values = fit_input_values(network, specs, first)
+        warn_data_free(values, stacklevel=5)
+        batches = _KeepFirst(list(synthetic_batches(specs, SYNTHETIC_BATCHES, values or STANDARDISED)))
+    else:
+        batches = _KeepFirst(CalibrationBatches(calibration, specs))
+    table = _collect(network, batches, plan, config, progress, stacklevel=5)
+    return table, Reference(network, batches.first)
+
+
+def observe_ranges(
+    mod: tvm.IRModule, data: Any, config: QuantizationConfig, progress: bool, keep_histograms: bool
+) -> CalibrationTable:
+    """The table of a canonical float module on calibration data."""
+    plan = plan_quantization(Dataflow(mod), config)
+    network = LazyNetwork(mod, [var.name for var in plan.points()])
+    return _collect(network, CalibrationBatches(data, input_specs(mod)), plan, config, progress, 4, keep_histograms)
+
+
+def _collect(
+    network,
+    batches,
+    plan: QuantizationPlan,
+    config: QuantizationConfig,
+    progress: bool,
+    stacklevel: int,
+    keep_histograms: bool = False,
+) -> CalibrationTable:
+    """The table of a plan's points."""
+    points = [var.name for var in plan.points()]
+    layers = {unit.output.name: unit.layer for unit in plan.units}
+    for pattern in config.unmatched_methods([(name, layers.get(name, "")) for name in points]):
+        message = f"methods entry {pattern!r} matches no quantised tensor, nor a layer of one"
+        warnings.warn(message, stacklevel=stacklevel)
+    return collect(
+        network,
+        batches,
+        points,
+        config,
+        progress=progress,
+        keep_histograms=keep_histograms,
+        channel_points=plan.channel_points(),
+        layers=layers,
+    )
+
+
+def _is_table(calibration: Any) -> bool:
+    path = isinstance(calibration, (str, os.PathLike)) and os.fspath(calibration).endswith(".json")
+    return isinstance(calibration, CalibrationTable) or path
+
+
+def _all_vars(mod: tvm.IRModule):
+    flow = Dataflow(mod)
+    return [*flow.params, *flow.producer]
+
+
+def _scaled_to(table: CalibrationTable, batch: dict[str, np.ndarray], mod: tvm.IRModule) -> dict[str, np.ndarray]:
+    """Synthetic inputs stretched over the calibrated range of each input."""
+    names = {
+        str(name): param.name for name, param in zip(mod["main"].attrs["input_names"], mod["main"].params, strict=True)
+    }
+    for name, array in batch.items():
+        if names[name] in table:
+            low, high = table[names[name]].low, table[names[name]].high
+            spread = (array - array.min()) / max(float(array.max() - array.min()), 1e-12)
+            batch[name] = (low + spread * (high - low)).astype(np.float32)
+    return batch

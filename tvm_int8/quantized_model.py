@@ -1,0 +1,90 @@
+"""What `tvm_int8.quantize` returns: a network between calibration and code."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import tvm
+
+from tvm_int8.config import QuantizationConfig
+from tvm_int8.errors import ModelError
+from tvm_int8.onnx_export import export_onnx
+from tvm_int8.quantization.calibration_table import CalibrationTable
+
+if TYPE_CHECKING:
+    from tvm_int8.quantization.ranges import Reference
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedModel:
+    """A network as quantize / dequantize pairs around what runs in INT8; `tvm_int8.compile` takes it as its model.
+
+    Attributes
+    ----------
+    mod : tvm.IRModule
+        The QDQ module (Relax); the float one where `config` is None.
+    float_mod : tvm.IRModule
+        The canonical module in front of quantisation; `mod` itself for a network that came quantised.
+    config : QuantizationConfig or None
+        The options it was quantised with; None: not quantised.
+    table : CalibrationTable or None
+        The ranges; None where there are none, because the network came quantised or is not.
+    notes : dict
+        Where the ranges came from, and what the inputs are: part of a compiled module's metadata.
+    reference : Reference or None
+        What the report's SQNR compares with.
+    """
+
+    mod: tvm.IRModule = field(repr=False)
+    float_mod: tvm.IRModule = field(repr=False)
+    config: QuantizationConfig | None
+    table: CalibrationTable | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    reference: Reference | None = field(default=None, repr=False)
+
+    def to_onnx(self, path: str | os.PathLike[str] | None = None) -> onnx.ModelProto:
+        """Write the network as ONNX with QuantizeLinear and DequantizeLinear, for any runtime.
+
+        Inputs, outputs and layers have the names they had in the user's model. Weights are int8; biases are int32 where
+        a runtime needs that to compute a convolution in INT8. `compile` makes the same module of the result as of this
+        object. `path` holds the old content or the new, never a part.
+
+        Parameters
+        ----------
+        path : path, optional
+            The ``.onnx`` file to write.
+
+        Returns
+        -------
+        onnx.ModelProto
+
+        Raises
+        ------
+        ModelError
+            A layer has no ONNX form, or the file cannot be written.
+        """
+        model = export_onnx(self.mod)
+        if path is not None:
+            _write(model.SerializeToString(), os.fspath(path))
+        return model
+
+
+def _write(content: bytes, path: str) -> None:
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        found = f"cannot be written ({error.strerror or error})"
+        raise ModelError(path, found, "", "choose a path in an existing, writable directory") from error
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
