@@ -157,6 +157,10 @@ def test_compile_passes_options_on(capsys, calls, tmp_path):
         input_std=(255.0,),
     )
     assert calls[2][1] == dict(target="native", calibration=None, num_threads=None, quantization=None)
+    run(capsys, "compile", "m.onnx", "-o", path, "--preset", "best")
+    run(capsys, "compile", "m.onnx", "-o", path, "--preset", "fast", "--method", "entropy")
+    assert calls[3][1]["quantization"] == tvm_int8.QuantizationConfig.preset("best")
+    assert calls[4][1]["quantization"] == tvm_int8.QuantizationConfig.preset("fast", method="entropy")
 
 
 def test_calibrate_passes_options_on(capsys, calls):
@@ -167,12 +171,17 @@ def test_calibrate_passes_options_on(capsys, calls):
     expected = dict(method="minmax", input_shapes={"x": (1, 2)}, input_dtype="uint8", input_mean=(127.5,))
     assert calls[0] == ("m.onnx", "x.npz", expected)
     assert calls[1:] == ["t.json", ("m.onnx", "x.npz", {}), "t.json"]
+    options = ["--preset", "best", "--method", "mse", "--keep-histograms"]
+    run(capsys, "calibrate", "m.onnx", "x.npz", "-o", "t.json", *options)
+    assert calls[4] == ("m.onnx", "x.npz", dict(config="best", method="mse", keep_histograms=True))
 
 
 def test_errors_are_one_line(capsys, calls, tmp_path, monkeypatch):
     path = tmp_path / "net.so"
     conflict = run(capsys, "compile", "m.onnx", "-o", path, "--float32", "--method", "minmax")
     assert_one_line_error(conflict, "--float32")
+    conflict = run(capsys, "compile", "m.onnx", "-o", path, "--float32", "--preset", "fast")
+    assert_one_line_error(conflict, "--preset")
     assert_one_line_error(run(capsys, "compile", "m.onnx", "-o", tmp_path / "none" / "net.so"), "cannot be written")
 
     def fail(*_, **__):
@@ -196,6 +205,7 @@ def test_errors_are_one_line(capsys, calls, tmp_path, monkeypatch):
         ["compile", "m.onnx", "-o", "x.so", "--colour"],
         ["compile", "m.onnx", "-o", "x.so", "--threads", "0"],
         ["compile", "m.onnx", "-o", "x.so", "--method", "guess"],
+        ["calibrate", "m.onnx", "x.npz", "-o", "t.json", "--preset", "fastest"],
         ["compile", "m.onnx", "-o", "x.so", "--input-shape", "1,3"],
         ["compile", "m.onnx", "-o", "x.so", "--input-shape", "x=1,-3"],
         ["compile", "m.onnx", "-o", "x.so", "--input-dtype", "int8"],

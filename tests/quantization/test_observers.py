@@ -6,6 +6,7 @@ import pytest
 
 from tvm_int8.errors import CalibrationError
 from tvm_int8.quantization.observers import (
+    AVERAGING_CONSTANT,
     EXPECTED_INPUTS,
     MAX_BINS,
     ChannelObserver,
@@ -96,6 +97,40 @@ def test_extremes_of_float32_do_not_overflow():
     observer = _observed([[0.0], [-largest, largest]])
     assert (observer.low, observer.high) == (-largest, largest)
     assert abs(observer.quantile(0.5)) <= observer.histogram().width
+
+
+@pytest.mark.parametrize("observer_class", [MinMaxObserver, HistogramObserver])
+def test_moving_averages_of_extremes(observer_class):
+    batches = [[-2.0, 0.0, 4.0], [-4.0, 5.0], [0.0]]
+    low, high = -2.0, 4.0
+    for batch in batches[1:]:
+        low += AVERAGING_CONSTANT * (min(batch) - low)
+        high += AVERAGING_CONSTANT * (max(batch) - high)
+    observer = _observed(batches, observer_class)
+    assert (observer.average_low, observer.average_high) == pytest.approx((low, high))
+    first = _observed(batches[:1], observer_class)
+    assert (first.average_low, first.average_high) == (-2.0, 4.0)
+
+
+@pytest.mark.parametrize("kind", _distributions(0))
+def test_the_share_outside_of_a_range(kind):
+    values = _distributions(5)[kind].astype(np.float32)
+    observer = _observed(np.array_split(values, 3))
+    assert observer.share_outside(observer.low, observer.high) == 0.0
+    assert observer.share_outside(observer.high * 2 + 1, observer.high * 2 + 2) == 1.0
+    most = max(observer.histogram().counts) / values.size  # what a single bin may hold is interpolated
+    for low, high in ((0.1, 0.9), (0.0, 0.5), (0.3, 1.0)):
+        ends = observer.quantile(low), observer.quantile(high)
+        exact = np.mean((values < ends[0]) | (values > ends[1]))
+        assert abs(observer.share_outside(*ends) - exact) <= 2 * most
+
+
+def test_the_share_outside_is_exact_between_bins():
+    observer = _observed([np.arange(1024) / 16])
+    assert observer.share_outside(8.0, 16.0) == 1 - 128 / 1024
+    assert _observed([[3.0, 3.0]]).share_outside(0.0, 2.0) == 1.0
+    assert _observed([[3.0, 3.0]]).share_outside(0.0, 3.0) == 0.0
+    assert _observed([[1.0, 2.0]], MinMaxObserver).share_outside(1.0, 2.0) == 0.0
 
 
 @pytest.mark.parametrize("observer_class", [MinMaxObserver, HistogramObserver])
