@@ -127,7 +127,8 @@ class _Choice:
 
     def run(self) -> Quantizers:
         """Activations first: their factors go into weights."""
-        self.plan.source |= concat_scales(self.plan, self.table, self.config.activation_dtype)
+        config = self.config
+        self.plan.source |= concat_scales(self.plan, self.table, config.activation_dtype, config.activation_symmetric)
         for var in self.plan.quantized:
             if is_byte_image(self.flow.value(var)):
                 continue
@@ -156,7 +157,7 @@ class _Choice:
         origin = self.plan.origin(var)
         if is_byte_image(self.flow.value(origin)):
             return ActivationQuantizer(np.float32(1.0).reshape(()), np.zeros((), np.int64), dtype=dtype)
-        scale, zero_point = self.table.scale_zero_point(origin.name, dtype)
+        scale, zero_point = self.table.scale_zero_point(origin.name, dtype, self.config.activation_symmetric)
         return ActivationQuantizer(np.asarray(scale, np.float32), np.asarray(zero_point, np.int64), dtype=dtype)
 
     def _channel_scales(self, var: Var) -> ChannelScales | None:
@@ -164,7 +165,10 @@ class _Choice:
         if var not in self.plan.by_channel or seen is None:
             return None
         readers = [_reader(binding.value, var) for binding in self.flow.consumers[var]]
-        return channel_scales(seen, readers, self.config.activation_dtype, self.config.per_channel_weights)
+        config = self.config
+        return channel_scales(
+            seen, readers, config.activation_dtype, config.per_channel_weights, config.activation_symmetric
+        )
 
     def _weight(self, call: relax.Call, name: str) -> WeightQuantizer:
         exact, mean = self._weight_and_mean(call)
