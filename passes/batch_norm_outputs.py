@@ -15,6 +15,7 @@ import tvm
 from tvm import relax
 
 from tvm_int8.passes.dataflow import Dataflow, Expr, const_value, op_name, shape_of
+from tvm_int8.passes.equalized_tensors import equalized_tensors
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class BatchNormOutput:
 
     mean: np.ndarray
     std: np.ndarray
+
+    def of(self, scale: np.ndarray, shift: np.ndarray) -> BatchNormOutput:
+        """The same of a tensor of which the output is `scale * tensor + shift`."""
+        return BatchNormOutput((self.mean - shift) / scale, self.std / scale)
 
 
 def batch_norm_outputs(imported: tvm.IRModule, canonical: tvm.IRModule) -> dict[str, BatchNormOutput]:
@@ -33,7 +38,7 @@ def batch_norm_outputs(imported: tvm.IRModule, canonical: tvm.IRModule) -> dict[
     imported : IRModule
         With its batch norms.
     canonical : IRModule
-        The same network after `pipeline.canonical_float`.
+        The same network after `pipeline.canonical_float`, equalised or not.
 
     Returns
     -------
@@ -46,11 +51,12 @@ def batch_norm_outputs(imported: tvm.IRModule, canonical: tvm.IRModule) -> dict[
             output = _read(before.value(binding.value.tuple_value))
             if output is not None:
                 known[binding.var.name] = (shape_of(binding.var), output)
-    found = {}
+    found, moved = {}, equalized_tensors(canonical)
     for var in Dataflow(canonical).producer:
-        shape, output = known.get(var.name, (None, None))
+        now = moved.get(var.name)
+        shape, output = known.get(var.name if now is None else now.name, (None, None))
         if output is not None and shape_of(var) == shape:
-            found[var.name] = output
+            found[var.name] = output if now is None else output.of(now.scale, now.shift)
     return found
 
 

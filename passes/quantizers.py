@@ -19,6 +19,7 @@ import numpy as np
 from tvm import relax
 
 from tvm_int8.config import QuantizationConfig
+from tvm_int8.quantization.bias_correction import expected_error
 from tvm_int8.quantization.calibration_table import CalibrationTable
 from tvm_int8.quantization.channel_scales import ChannelScales, Reader, channel_scales
 from tvm_int8.quantization.weights import quantize_weight
@@ -203,19 +204,3 @@ def _reader(call: relax.Call, var: Var) -> Reader:
         pads = op_name(call) != "nn.conv2d" or any(int(p) for p in call.attrs.padding)
         return Reader(incoming_weights(call), not is_depthwise(call), pads)
     return Reader(np.ones((shape_of(var)[1], 1, 1), np.float32), False)
-
-
-def expected_error(call: relax.Call, error: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """What rounded weights add to a convolution's outputs on average, E[error * x], as float32 [1, O, 1, 1].
-
-    Empirical bias correction: Nagel et al. 2019 (arXiv:1906.04721), section 4.2; borders, where taps see padding, are
-    neglected.
-    """
-    groups = int(call.attrs.groups)
-    if op_name(call) == "nn.conv2d_transpose":
-        strides = [int(s) for s in call.attrs.strides]
-        shift = np.einsum("gc,gco->go", mean.reshape(groups, -1), error.sum((2, 3)).reshape(groups, -1, error.shape[1]))
-        shift = shift / np.prod(strides)  # each output meets one tap in strides[0] * strides[1]
-    else:
-        shift = np.einsum("gc,goc->go", mean.reshape(groups, -1), error.sum((2, 3)).reshape(groups, -1, error.shape[1]))
-    return shift.reshape(1, -1, 1, 1).astype(np.float32)
