@@ -162,6 +162,35 @@ def test_an_exclusion_that_matches_nothing_is_reported(model, table):
         tvm_int8.compile(model, calibration=table, quantization=QuantizationConfig(exclude=["/convX"]))
 
 
+def test_one_method_per_tensor_or_layer(model, data):
+    methods = {"x": "minmax", "/conv[0-1]": "entropy", "*": "auto"}
+    table = tvm_int8.calibrate(model, data, config={"methods": methods}, progress=False)
+    found = [r.method.split(": ")[0] for r in table.values()]
+    assert (table["x"].method, found.count("entropy")) == ("minmax", 1)
+    assert found.count("auto") == len(table) - 2 > 0
+    with pytest.warns(UserWarning, match=r"methods entry '/convX' matches no quantised tensor"):
+        tvm_int8.calibrate(model, data, config={"methods": {"/convX": "minmax"}}, progress=False)
+    with pytest.warns(UserWarning, match=r"methods entry '/convX' matches no quantised tensor"):
+        tvm_int8.compile(model, calibration=data, quantization={"methods": {"/convX": "minmax"}}, progress=False)
+
+
+def test_the_method_comes_on_top_of_the_preset(model, data):
+    assert {r.method for r in tvm_int8.calibrate(model, data, config="fast", progress=False).values()} == {"minmax"}
+    table = tvm_int8.calibrate(model, data, "entropy", "fast", progress=False, keep_histograms=True)
+    assert {r.method for r in table.values()} == {"entropy"}
+    assert all(sum(r.histogram.counts) > 0 for r in table.values())
+
+
+def test_symmetric_activations(model, data, table):
+    symmetric = tvm_int8.compile(model, calibration=table, quantization={"activation_symmetric": True})
+    asymmetric = tvm_int8.compile(model, calibration=table)
+    inputs = [batch["x"] for batch in draw(model, 20, seed=1)]
+    expected = np.concatenate([run_onnx(model, {"x": x})[0] for x in inputs])
+    found = [np.concatenate([module(x)[0] for x in inputs]) for module in (symmetric, asymmetric)]
+    assert not np.array_equal(*found)
+    assert all(sqnr_db(expected, outputs) > 18 for outputs in found)
+
+
 def test_one_scale_per_weight_tensor(model, table, module, x):
     coarse = tvm_int8.compile(model, calibration=table, quantization={"per_channel_weights": False})
     assert coarse.report.summary.startswith("3/3 ")
@@ -322,7 +351,7 @@ BAD_OPTIONS = {
     "percentile of 5": ({"quantization": {"method": "percentile", "percentile": 5}}, ["percentile"]),
     "signed activations": ({"quantization": {"activation_dtype": "int8"}}, ["uint8"]),
     "no preset": ({"quantization": "int8"}, ["preset", "'int8'", "'fast', 'default', 'best'"]),
-    "a number for quantization": ({"quantization": 8}, ["an int", "the name of a preset"]),
+    "a number for quantization": ({"quantization": 8}, ["int", "the name of a preset"]),
     "threads: zero": ({"num_threads": 0}, ["num_threads", "0"]),
     "threads: text": ({"num_threads": "2"}, ["num_threads"]),
     "threads: True": ({"num_threads": True}, ["num_threads"]),
