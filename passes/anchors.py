@@ -25,14 +25,15 @@ from tvm_int8.specs import (
 
 from .byte_images import can_pad_by_channel
 from .conversions import conversion
-from .convolution_weights import is_depthwise
-from .epilogue_expression import ACC, apply, channel, linearize, number, split_bias
+from .convolution_weights import is_depthwise, of_zeros
+from .epilogue_expression import ACC, Node, apply, channel, linearize, number, split_bias
 from .expressions import const_value, dtype_of, op_name, shape_of
 from .groups import logical_shape, slice_ranges
 from .lrn_op import NAME as LRN
 from .quantization_parameters import quantization_of
-from .quantized_values import Quantized, dequantized, dequantized_by_channel, quantized_weight, real_weight
+from .quantized_values import Quantized, dequantized, dequantized_by_channel, real_weight
 from .resize_tables import axis_table
+from .weight_zero_points import integer_weight, zero_point_term
 
 LARGEST_BIAS = 2**30  # an integer bias beyond this stays a float32 addition
 
@@ -44,27 +45,57 @@ def _ints(values) -> Any:
 def convolution(group) -> relax.Call:
     """nn.conv2d and nn.conv2d_transpose, on integers when data and weight are both quantised."""
     call = group.group.anchor.value
-    transposed = op_name(call) == "nn.conv2d_transpose"
-    out_axis, groups = (1 if transposed else 0), int(call.attrs.groups)
-    data_shape, channels_out = shape_of(call.args[0]), shape_of(call)[1]
-    quantized, weight = dequantized(group.flow, call.args[0]), quantized_weight(group.flow, call.args[1], out_axis)
-    quantized = quantized or _channels_it_can_read(group.flow, call)
-    integer = quantized is not None and quantized.dtype == "uint8" and weight is not None
-    bias, pad_value, padding = np.zeros(channels_out, np.float64), 0, _ints(call.attrs.padding)
-    if integer:
-        if any(padding) and _same_everywhere(quantized.zero_point) is None and not is_depthwise(call):
-            _add_padded_image(group, quantized, padding)
-            padding = (0, 0, 0, 0)
-        else:
-            group.add_input(quantized.source, "uint8", data_shape)
-        values, weight_scale = weight
-        per_channel = np.tile(np.broadcast_to(weight_scale, values.shape[out_axis]), groups if transposed else 1)
-        value = apply("mul", ACC, channel(quantized.scale * per_channel.astype(np.float64)))
-        bias -= _of_zeros(values, transposed, groups, quantized.zero_point)
-        pad_value = _same_everywhere(quantized.zero_point) if any(padding) or transposed else 0
+    out_axis = 1 if op_name(call) == "nn.conv2d_transpose" else 0
+    quantized = dequantized(group.flow, call.args[0]) or _channels_it_can_read(group.flow, call)
+    weight = integer_weight(group.flow, call.args[1], out_axis)
+    if quantized is None or quantized.dtype != "uint8" or weight is None:
+        group.add_input(call.args[0], "float32", shape_of(call.args[0]))
+        values, bias = real_weight(group.flow, call.args[1]), np.zeros(shape_of(call)[1])
+        return _convolution(group, _geometry(group, values, _ints(call.attrs.padding), 0), values, ACC, bias, [])
+    padding = _ints(call.attrs.padding)
+    if any(padding) and _same_everywhere(quantized.zero_point) is None and not is_depthwise(call):
+        _add_padded_image(group, quantized, padding)
+        padding = (0, 0, 0, 0)
     else:
-        group.add_input(call.args[0], "float32", data_shape)
-        values, value = real_weight(group.flow, call.args[1]), ACC
+        group.add_input(quantized.source, "uint8", shape_of(call.args[0]))
+    pad_value = _same_everywhere(quantized.zero_point) if any(padding) or out_axis == 1 else 0
+    pad = [("pad", quantized.zero_point.astype(np.uint8))] if pad_value is None else []
+    geometry = _geometry(group, weight.values, padding, pad_value)
+    copies = geometry.groups if geometry.transposed else 1
+    scale, zero_point = (
+        np.tile(np.broadcast_to(array, weight.values.shape[out_axis]), copies).astype(np.float64)
+        for array in (weight.scale, weight.zero_point)
+    )
+    value = apply("mul", ACC, channel(quantized.scale * scale))
+    if zero_point.any():
+        factor = -quantized.scale * scale * zero_point
+        value = apply("add", value, zero_point_term(group, geometry, factor, quantized.zero_point, pad))
+    bias = -of_zeros(weight.values, geometry.transposed, geometry.groups, quantized.zero_point).astype(np.float64)
+    return _convolution(group, geometry, weight.values, value, bias, pad)
+
+
+def _geometry(group, weight: np.ndarray, padding: tuple[int, int, int, int], pad_value: int | None) -> Conv2d:
+    """The convolution of the data alone; program and output are still to come."""
+    call = group.group.anchor.value
+    return Conv2d(
+        group.name,
+        (group.tensors[0],),
+        group.result(Output("float32")),
+        RAW,
+        Output("float32"),
+        kernel=_ints(weight.shape[2:]),
+        strides=_ints(call.attrs.strides),
+        padding=padding,
+        dilation=_ints(call.attrs.dilation),
+        groups=int(call.attrs.groups),
+        pad_value=pad_value,
+        transposed=op_name(call) == "nn.conv2d_transpose",
+    )
+
+
+def _convolution(group, geometry: Conv2d, weight: np.ndarray, value: Node, bias: np.ndarray, pad: list) -> relax.Call:
+    """The order of a convolution with its epilogue, which starts from `value`; `bias` is the accumulators' own."""
+    integer = weight.dtype == np.int8
     root, scale, offset = split_bias(group.epilogue(value))
     if offset is not None:
         addend = np.broadcast_to(np.asarray(offset.value) / np.asarray(scale.value), bias.shape)
@@ -75,24 +106,10 @@ def convolution(group) -> relax.Call:
     root, output = group.output(root)
     program, channels, used = linearize(root, len(group.inputs))
     program = _with_accumulator(program, "int32" if integer else "float32")
-    spec = Conv2d(
-        group.name,
-        (group.tensors[0], *(group.tensors[i] for i in used)),
-        group.result(output),
-        program,
-        output,
-        kernel=_ints(values.shape[2:]),
-        strides=_ints(call.attrs.strides),
-        padding=padding,
-        dilation=_ints(call.attrs.dilation),
-        groups=groups,
-        pad_value=pad_value,
-        transposed=transposed,
-    )
+    tensors = (group.tensors[0], *(group.tensors[i] for i in used))
+    spec = replace(geometry, inputs=tensors, result=group.result(output), program=program, output=output)
     bias = np.clip(bias, -(2**31), 2**31 - 1).astype(np.int32) if integer else bias.astype(np.float32)
-    constants = [("weight", values), ("bias", bias), *(("channel", c) for c in channels)]
-    if pad_value is None:
-        constants.append(("pad", quantized.zero_point.astype(np.uint8)))
+    constants = [("weight", weight), ("bias", bias), *(("channel", c) for c in channels), *pad]
     return group.order(spec, [group.inputs[0], *(group.inputs[i] for i in used)], constants)
 
 
@@ -130,16 +147,6 @@ def _add_padded_image(group, quantized: Quantized, padding: tuple[int, int, int,
         group.new.emit(kernel_call(spec, [group.new.translate(quantized.source)], [pad], name, shape), name)
     )
     group.tensors.append(result)
-
-
-def _of_zeros(weight: np.ndarray, transposed: bool, groups: int, zero_point) -> np.ndarray:
-    """What each output channel's weights make of data that is real zero everywhere, int64 [O]."""
-    sums = weight.astype(np.int64).sum((2, 3))
-    inputs = weight.shape[0] if transposed else weight.shape[1] * groups
-    zeros = np.broadcast_to(np.asarray(zero_point, np.int64), inputs).reshape(groups, -1)
-    if transposed:
-        return np.einsum("gc,gco->go", zeros, sums.reshape(groups, -1, weight.shape[1])).ravel()
-    return np.einsum("gc,goc->go", zeros, sums.reshape(groups, -1, weight.shape[1])).ravel()
 
 
 def _with_accumulator(program: Program, dtype: str) -> Program:

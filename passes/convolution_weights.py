@@ -32,3 +32,13 @@ def scaled_inputs(call: relax.Call, factor: np.ndarray) -> np.ndarray:
         return (weight * factor.reshape(-1, 1, 1, 1)).astype(np.float32)
     per_group = factor.reshape(groups, 1, weight.shape[1], 1, 1)
     return (weight.reshape(groups, -1, *weight.shape[1:]) * per_group).reshape(weight.shape).astype(np.float32)
+
+
+def of_zeros(weight: np.ndarray, transposed: bool, groups: int, zero_point) -> np.ndarray:
+    """What each output channel's weights make of data that is real zero everywhere, int64 [O]."""
+    sums = weight.astype(np.int64).sum((2, 3))
+    inputs = weight.shape[0] if transposed else weight.shape[1] * groups
+    zeros = np.broadcast_to(np.asarray(zero_point, np.int64), inputs).reshape(groups, -1)
+    if transposed:
+        return np.einsum("gc,gco->go", zeros, sums.reshape(groups, -1, weight.shape[1])).ravel()
+    return np.einsum("gc,goc->go", zeros, sums.reshape(groups, -1, weight.shape[1])).ravel()

@@ -15,6 +15,7 @@ Method     requantisation with one float multiply per channel: Jacob et al. 2018
 from __future__ import annotations
 
 from collections.abc import Container
+from dataclasses import replace
 
 import tvm
 
@@ -29,7 +30,7 @@ from .epilogue_expression import ACC, Node, dequantized_tensor, linearize, tenso
 from .expressions import Expr, Var, const_value, dtype_of, op_name, shape_of
 from .groups import Group, fusion_groups, is_view, logical_shape
 from .quantization_parameters import any_quantization_of
-from .quantized_values import dequantized, dequantized_by_channel, through_views
+from .quantized_values import Quantized, dequantized, dequantized_by_channel, through_views
 
 
 @tvm.transform.module_pass(opt_level=0, name="OrderKernels")
@@ -46,10 +47,19 @@ class OrderKernels:
             if group is not None:
                 return KernelOrder(group, flow, new, groups.keys()).build()
             if op_name(value) in ("quantize", "dequantize") and const_value(value.args[0]) is None:
-                return conversion(value, layer_name(flow, binding.var), binding.var.name)
+                read = _integers_behind(binding.value, flow, new)
+                return conversion(value, layer_name(flow, binding.var), binding.var.name, read)
             return None
 
         return rebuild(mod, rewrite)
+
+
+def _integers_behind(call: Expr, flow: Dataflow, new: Rebuilder) -> Quantized | None:
+    """What a quantize's operand is a dequantize of, in terms of the new function."""
+    if op_name(call) != "quantize":
+        return None
+    found = dequantized(flow, call.args[0]) or dequantized_by_channel(flow, call.args[0])
+    return None if found is None else replace(found, source=new.translate(found.source))
 
 
 def layer_name(flow: Dataflow, var: Var) -> str:

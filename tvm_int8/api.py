@@ -20,6 +20,7 @@ from tvm_int8.memory import memory_of
 from tvm_int8.passes.batch_norm_outputs import batch_norm_outputs
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import op_name
+from tvm_int8.passes.float_reasons import float_reasons
 from tvm_int8.passes.quantization_plan import plan_quantization
 from tvm_int8.quantization.calibration_table import CalibrationTable
 from tvm_int8.quantization.layer_sqnr import layer_sqnr
@@ -282,7 +283,7 @@ def _reasons(quantized: QuantizedModel) -> dict[str, str]:
     if quantized.config is None:
         return {"*": "compiled with quantization=None"}
     if quantized.table is None:
-        return {"*": "the QDQ model leaves it in float"}
+        return {"*": "the QDQ model leaves it in float", **float_reasons(quantized.mod)}
     plan = plan_quantization(Dataflow(quantized.float_mod), quantized.config)
     reasons = {}
     for unit in plan.units:

@@ -8,21 +8,25 @@ from tvm import relax
 from tvm_int8.code_generation import MarkReadersOfInputs
 from tvm_int8.config import QuantizationConfig
 from tvm_int8.errors import register_with_tvm
+from tvm_int8.passes.absorb_high_biases import AbsorbHighBiases
 from tvm_int8.passes.assign_layouts import AssignLayouts
 from tvm_int8.passes.byte_inputs import ByteInputs
 from tvm_int8.passes.canonicalize import Canonicalize
 from tvm_int8.passes.dense_to_conv2d import DenseToConv2d
+from tvm_int8.passes.equalize_layers import EqualizeLayers
 from tvm_int8.passes.fold_batch_norm import FoldBatchNorm
 from tvm_int8.passes.fold_constants import FoldConstants
 from tvm_int8.passes.fold_scale_shift import FoldScaleShift
 from tvm_int8.passes.insert_qdq import InsertQdq
 from tvm_int8.passes.merge_gathers import MergeGathers
+from tvm_int8.passes.merge_quantizes import MergeQuantizes
 from tvm_int8.passes.move_integers import MoveIntegers
 from tvm_int8.passes.observe import Observe
 from tvm_int8.passes.order_channels_last import OrderChannelsLast
 from tvm_int8.passes.order_kernels import OrderKernels
 from tvm_int8.passes.overlay_channels import OverlayChannels
 from tvm_int8.passes.plan_memory import PlanMemory
+from tvm_int8.passes.quantize_early import QuantizeEarly
 from tvm_int8.passes.quantizers import Quantizers
 from tvm_int8.passes.recognize_channel_shuffle import RecognizeChannelShuffle
 from tvm_int8.passes.recognize_depth_to_space import RecognizeDepthToSpace
@@ -32,6 +36,7 @@ from tvm_int8.passes.schedule_kernels import Choose, ScheduleKernels
 from tvm_int8.passes.simulate_quantization import SimulateQuantization
 from tvm_int8.passes.sub_pixel_convolution import SubPixelConvolution
 from tvm_int8.passes.unsigned_activations import UnsignedActivations
+from tvm_int8.passes.wrap_integers import WrapIntegers
 from tvm_int8.quantization.calibration_table import CalibrationTable
 from tvm_int8.schedules.cpu import Cpu
 
@@ -60,6 +65,17 @@ def byte_inputs(mean=None, std=None) -> tvm.transform.Pass:
     return ByteInputs(mean, std)
 
 
+def equalize(imported: tvm.IRModule) -> tvm.transform.Pass:
+    """Between passes 1 and calibration: the same float network, easier to quantise; `imported` has the batch norms."""
+    return tvm.transform.Sequential(
+        [
+            EqualizeLayers(),
+            AbsorbHighBiases(imported),  # after equalising, because scales decide which biases stand out
+            FoldScaleShift(),  # last, because an absorbed bias is added beside the layer's own
+        ]
+    )
+
+
 def observe(names: list[str]) -> tvm.transform.Pass:
     """The float network that also returns the tensors called `names`."""
     return Observe(names)
@@ -81,6 +97,9 @@ def order() -> tvm.transform.Pass:
     """Passes 3, first half: QDQ (or float) -> kernel orders on logical tensors."""
     return tvm.transform.Sequential(
         [
+            MergeQuantizes(),  # first, because what follows asks whether one quantize is a tensor's only reader
+            WrapIntegers(),  # before unsigned activations, because those need every reader of integers to say its scale
+            QuantizeEarly(),  # before moving integers, because it leaves pairs around what moves
             UnsignedActivations(),  # before everything that reads scales, because kernels take uint8
             MoveIntegers(),  # before ordering, because a moved integer needs no dequantize
             RecognizeChannelShuffle(),  # again, because only now shuffles of imported QDQ models are free of QDQ

@@ -1,0 +1,86 @@
+"""QuantizeEarly: a tensor that is moved and then quantised is quantised first.
+
+    quantize(max_pool2d(x), s, z)    ->    quantize(max_pool2d(dequantize(quantize(x, s, z), s, z)), s, z)
+    quantize(concat(x, y), s, z)     ->    the same for each part
+
+Rounding is monotonic, and these operators only select among elements (and zeros), so the result is the same; but the
+kernel that computes x stores a quarter of the bytes, and the movement is one of integers. Models in
+which only the convolutions' inputs are quantised (ONNX Runtime with `op_types_to_quantize=["Conv"]`) are full of these.
+
+Requires   constant scales and zero points, one per tensor.
+Ensures    no float tensor is moved on its way to a quantize, unless something else reads it, too.
+Not done   where x is a dequantize already: a kernel rescales while it moves; where x is an input of the model.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import relax
+
+from .dataflow import Dataflow, Rebuilder, rebuild
+from .expressions import Expr, Var, dtype_of, op_name, vars_in
+from .quantization_parameters import quantization_of
+from .quantized_values import through_views
+
+MOVERS = ("reshape", "permute_dims", "strided_slice", "take", "nn.max_pool2d")
+INTEGERS = ("uint8", "int8")
+
+
+@tvm.transform.module_pass(opt_level=0, name="QuantizeEarly")
+class QuantizeEarly:
+    """Insert a quantize and dequantize in front of what only moves data towards a quantize."""
+
+    def transform_module(self, mod: tvm.IRModule, _ctx) -> tvm.IRModule:
+        """Return the module with tensors quantised as early as they can be."""
+        flow = Dataflow(mod)
+        stored = _stored_as(flow)
+
+        def rewrite(binding, _value: Expr, new: Rebuilder) -> Expr | None:
+            found = [var for var in vars_in(binding.value) if var in stored]
+            for var in found:
+                scale, zero_point = stored[var].args[1:]
+                quantized = relax.op.quantize(new.translate(var), scale, zero_point, -1, dtype_of(stored[var]))
+                integers = new.emit(quantized, f"{var.name}_quantized")
+                new.redirect(var, new.emit(relax.op.dequantize(integers, scale, zero_point, -1), f"{var.name}_real"))
+            return new.translate(binding.value) if found else None
+
+        return rebuild(mod, rewrite)
+
+
+def _stored_as(flow: Dataflow) -> dict[Var, relax.Call]:
+    """Float variables that nothing but a mover reads -> the quantize at the end of the movement."""
+    ends: dict[Var, relax.Call] = {}
+    stored: dict[Var, relax.Call] = {}
+    for binding in reversed(flow.bindings):
+        user = flow.only_consumer(binding.var)
+        if user is None:
+            continue
+        if _quantizes(user.value):
+            ends[binding.var] = user.value
+        elif user.var in ends and _moves(user.value, flow):
+            ends[binding.var] = ends[user.var]
+            if not _is_dequantized(binding.var, flow):
+                stored[binding.var] = ends[user.var]
+    return stored
+
+
+def _is_dequantized(expr: Expr, flow: Dataflow) -> bool:
+    return op_name(flow.value(through_views(flow, expr))) == "dequantize"
+
+
+def _quantizes(call: Expr) -> bool:
+    return op_name(call) == "quantize" and dtype_of(call) in INTEGERS and quantization_of(call) is not None
+
+
+def _moves(call: Expr, flow: Dataflow) -> bool:
+    """Whether every element of the result is one of the operands' that can be integers, or zero."""
+    name = op_name(call)
+    if name == "concat":
+        return all(_is_dequantized(part, flow) or _is_private(part, flow) for part in call.args[0].fields)
+    if name == "nn.pad":
+        return str(call.attrs.pad_mode) == "constant" and float(call.attrs.pad_value) == 0.0
+    return name in MOVERS or (name == "image.resize2d" and str(call.attrs.method) == "nearest_neighbor")
+
+
+def _is_private(expr: Expr, flow: Dataflow) -> bool:
+    return expr in flow.producer and flow.only_consumer(expr) is not None
