@@ -102,7 +102,9 @@ def test_an_outlier_does_not_set_the_range(method, outlier):
 )
 def test_every_range_is_ordered_and_within_what_was_seen(method, symmetric, kind, values):
     observer = _observed(values)
-    name, low, high = make_calibrator(QuantizationConfig(method=method, activation_symmetric=symmetric)).choose(observer)
+    name, low, high = make_calibrator(QuantizationConfig(method=method, activation_symmetric=symmetric)).choose(
+        observer
+    )
     bound = max(abs(observer.low), abs(observer.high))
     assert low <= high, kind
     if symmetric and observer.low < 0:

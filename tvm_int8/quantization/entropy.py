@@ -9,8 +9,8 @@ Every candidate range [a, b) of histogram bins is judged by the Kullback-Leibler
 
 Source: S. Migacz, *8-bit Inference with TensorRT*, GTC 2017, where a range is [0, b) for |x| and has 128 levels; so it
 is here for symmetric activations. Values of both signs have both ends searched, on a coarse grid of pairs and then on a
-fine one around the best. As in NVIDIA's pytorch-quantization, the bin that
-holds zero counts no more than the larger of its neighbours: zero is exact in every range, and ReLU makes lots of it.
+fine one around the best. Much as in NVIDIA's pytorch-quantization, the bin that holds zero counts no more than the
+larger of its neighbours: zero is exact in every range, and ReLU makes lots of it.
 
 Q is constant over the bins of a level. So a candidate costs one look-up of cumulative counts per level, and not a pass
 over the histogram.
