@@ -1,0 +1,182 @@
+"""What each technique of quantisation is worth on one network: added to a plain quantiser, and taken out of a full one.
+
+    python -m benchmarks.ablation net.onnx --calibration calibration.npz --test test.npz
+    python -m benchmarks.ablation net.onnx --calibration calibration.npz --test test.npz --labels labels.npy
+    python -m benchmarks.ablation net.onnx --calibration calibration.npz --test test.npz --only equalization rounding
+
+Inputs are files as `tvm-int8 calibrate` takes them; labels are one class per test input. Every row is a compilation of
+its own. Judged are the logits: a softmax at the end is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+import tvm_int8
+from benchmarks import metrics, onnx_graph
+from tvm_int8.config import QuantizationConfig
+from tvm_int8.quantization.calibrators import calibrator_names
+from tvm_int8.quantization.data import CalibrationBatches, InputSpec
+
+PLAIN: Mapping[str, Any] = {
+    "method": "minmax",
+    "per_channel_weights": False,
+    "per_channel_activations": False,
+    "equalization": False,
+    "weight_clipping": "none",
+    "rounding": "nearest",
+    "bias_correction": "none",
+}
+"""What the first post-training quantisers did."""
+
+FULL: Mapping[str, Any] = {
+    "method": "mse",
+    "per_channel_weights": True,
+    "per_channel_activations": True,
+    "equalization": True,
+    "weight_clipping": "mse",
+    "rounding": "sums",
+    "bias_correction": "empirical",
+}
+
+CHOICES: Mapping[str, tuple] = {
+    "method": calibrator_names(),
+    "per_channel_weights": (False, True),
+    "per_channel_activations": (False, True),
+    "equalization": (False, True),
+    "weight_clipping": ("none", "mse"),
+    "rounding": ("nearest", "sums", "learned"),
+    "bias_correction": ("none", "analytic", "empirical"),
+    "weight_bits": (8, 7),
+}
+"""Option to the values that are tried."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table: plain or full but for one option, or the defaults."""
+
+    name: str
+    config: QuantizationConfig
+
+
+@dataclass(frozen=True)
+class Result:
+    """How far a variant is from FP32: SQNR of the outputs in dB, share of equal decisions, accuracy if known."""
+
+    sqnr_db: float
+    equal_decisions: float
+    accuracy: float | None
+
+
+def variants(only: Sequence[str] = tuple(CHOICES)) -> Iterator[Variant]:
+    """Plain, full and default, then every other value of the options `only` in the place of plain's and of full's."""
+    bases = {"plain": PLAIN, "full": FULL}
+    for base, options in bases.items():
+        yield Variant(base, QuantizationConfig(**options))
+    yield Variant("default", QuantizationConfig())
+    for base, options in bases.items():
+        for option in only:
+            for value in CHOICES[option]:
+                if value != options.get(option, getattr(QuantizationConfig(), option)):
+                    name = f"{base}, {option}={value}"
+                    yield Variant(name, QuantizationConfig(**{**options, option: value}))
+
+
+class Judge:
+    """Compiles variants of one network and compares their outputs with FP32's.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+    calibration, test : sequence of dict
+        Batches, input name -> array.
+    labels : ndarray or None
+        The class of every test input.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        calibration: Sequence[Mapping[str, np.ndarray]],
+        test: Sequence[Mapping[str, np.ndarray]],
+        labels: np.ndarray | None = None,
+    ):
+        self.model, self.calibration, self.test, self.labels = model, calibration, test, labels
+        self.reference = self._outputs(None)
+
+    def _outputs(self, config: QuantizationConfig | None) -> list[list[np.ndarray]]:
+        """All outputs, one list per test batch."""
+        calibration = None if config is None else self.calibration
+        shapes = onnx_graph.input_shapes(self.model)
+        module = tvm_int8.compile(
+            self.model, calibration=calibration, quantization=config, input_shapes=shapes, progress=False
+        )
+        return [[np.array(value) for value in module.run(batch).values()] for batch in self.test]
+
+    def fp32(self) -> Result:
+        """The reference's own row."""
+        return self._result(self.reference)
+
+    def __call__(self, variant: Variant) -> Result:
+        """Judge a variant."""
+        return self._result(self._outputs(variant.config))
+
+    def _result(self, outputs: list[list[np.ndarray]]) -> Result:
+        flat = [[value for values in batches for value in values] for batches in (self.reference, outputs)]
+        decisions, expected = _decisions(outputs), _decisions(self.reference)
+        accuracy = None if self.labels is None else float(np.mean(decisions == self.labels[: len(decisions)]))
+        return Result(metrics.sqnr_db(*flat), float(np.mean(decisions == expected)), accuracy)
+
+
+def _decisions(outputs: list[list[np.ndarray]]) -> np.ndarray:
+    """Place of the largest element of the first output, for every input of every batch."""
+    return np.concatenate([first.reshape(len(first), -1).argmax(1) for first, *_ in outputs])
+
+
+def row(name: str, result: Result) -> str:
+    """A line of the Markdown table."""
+    accuracy = "" if result.accuracy is None else f" {result.accuracy:.2%} |"
+    return f"| {name} | {result.sqnr_db:.1f} | {result.equal_decisions:.2%} |{accuracy}"
+
+
+def _load_batches(path: Path, model: onnx.ModelProto, count: int) -> list[dict[str, np.ndarray]]:
+    shapes = onnx_graph.input_shapes(model)
+    return list(CalibrationBatches(path, [InputSpec(name, tuple(shape)) for name, shape in shapes.items()]))[:count]
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("model", type=Path, help="an .onnx file with static shapes")
+    parser.add_argument("--calibration", type=Path, required=True, help=".npz or .npy of inputs")
+    parser.add_argument("--test", type=Path, required=True, help=".npz or .npy of other inputs")
+    parser.add_argument("--labels", type=Path, help=".npy with the class of every test input")
+    parser.add_argument("--only", nargs="+", choices=list(CHOICES), default=list(CHOICES), help="options to vary")
+    parser.add_argument("--count", type=int, default=256, help="batches of each file, at most (default 256)")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table, row by row."""
+    arguments = _arguments(argv)
+    model = onnx_graph.logits_model(onnx.load(arguments.model))
+    batches = [_load_batches(path, model, arguments.count) for path in (arguments.calibration, arguments.test)]
+    judge = Judge(model, *batches, labels=None if arguments.labels is None else np.load(arguments.labels))
+    columns = ["", "SQNR dB", "as FP32"] + ([] if arguments.labels is None else ["accuracy"])
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    print(row("FP32", judge.fp32()))
+    for variant in variants(arguments.only):
+        print(row(variant.name, judge(variant)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
