@@ -25,6 +25,7 @@ CONVOLUTIONS = ("nn.conv2d", "nn.conv2d_transpose")
 POOLS = ("nn.max_pool2d", "nn.avg_pool2d", "nn.adaptive_avg_pool2d")
 WITH_EPILOGUE = (*CONVOLUTIONS, *POOLS, "image.resize2d", lrn_op.NAME)
 CHANNEL_MOVERS = ("concat", "strided_slice", "nn.pad", "take")
+CLAMPS = ("nn.relu", "clip")
 MAX_STEPS = 24
 
 
@@ -181,8 +182,11 @@ def slice_ranges(call: Expr) -> dict[int, tuple[int, int]] | None:
     return ranges if movable else None
 
 
-def fusion_groups(flow: Dataflow) -> list[Group]:
-    """All groups, in the order of their exits; bindings in none of them are islands, dequantizes or movers of bytes."""
+def fusion_groups(flow: Dataflow, plain_convolutions: bool = False) -> list[Group]:
+    """All groups, in the order of their exits; bindings in none of them are islands, dequantizes or movers of bytes.
+
+    With `plain_convolutions` a convolution takes in its bias and then one ReLU or clip, and nothing else.
+    """
     taken: set[Var] = set()
     position = {binding.var: i for i, binding in enumerate(flow.bindings)}
     groups = []
@@ -196,7 +200,8 @@ def fusion_groups(flow: Dataflow) -> list[Group]:
         else:
             continue
         if op_name(binding.value) not in CHANNEL_MOVERS:
-            _grow(group, flow, taken, position)
+            plain = plain_convolutions and op_name(binding.value) in CONVOLUTIONS
+            _grow(group, flow, taken, position, _continues_plainly if plain else _continues)
         _absorb_quantize(group, flow)
         taken.update(b.var for b in group.bindings)
         if group.quantize is not None:
@@ -205,7 +210,19 @@ def fusion_groups(flow: Dataflow) -> list[Group]:
     return sorted(groups, key=lambda g: position[g.result])
 
 
-def _grow(group: Group, flow: Dataflow, taken: set[Var], position: dict) -> None:
+def _continues(user: relax.VarBinding, _group: Group) -> bool:
+    return fusable(user) or is_view(user.value)
+
+
+def _continues_plainly(user: relax.VarBinding, group: Group) -> bool:
+    """Whether `user` is a view, a bias, or the one ReLU or clip behind a convolution."""
+    if any(op_name(binding.value) in CLAMPS for binding in group.bindings):
+        return is_view(user.value)
+    is_bias = op_name(user.value) == "add" and const_value(user.value.args[1]) is not None
+    return is_view(user.value) or (fusable(user) and (is_bias or op_name(user.value) in CLAMPS))
+
+
+def _grow(group: Group, flow: Dataflow, taken: set[Var], position: dict, continues=_continues) -> None:
     shape = logical_shape(shape_of(group.exit))
     while True:
         region = {binding.var for binding in group.bindings}
@@ -217,11 +234,7 @@ def _grow(group: Group, flow: Dataflow, taken: set[Var], position: dict) -> None
                 break
             users = [user for var in leaving for user in flow.consumers[var] if user.var not in region]
             user = min(users, key=lambda b: position[b.var])
-            if (
-                user.var in taken
-                or not (fusable(user) or is_view(user.value))
-                or logical_shape(shape_of(user.value)) != shape
-            ):
+            if user.var in taken or not continues(user, group) or logical_shape(shape_of(user.value)) != shape:
                 break
             region.add(user.var)
             added.append(user)

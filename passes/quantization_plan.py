@@ -125,7 +125,7 @@ def _quantizable(var: Expr) -> bool:
 def _units(flow: Dataflow, config: QuantizationConfig) -> list[Unit]:
     from .order_kernels import layer_name
 
-    groups = {group.exit: group for group in fusion_groups(flow)}
+    groups = {group.exit: group for group in fusion_groups(flow, config.plain_convolutions)}
     inside = {binding.var for group in groups.values() for binding in group.bindings}
     units = []
     for binding in flow.bindings:

@@ -18,6 +18,13 @@ ACTIVATION_DTYPES = ("uint8",)
 WEIGHT_BITS = (8, 7)
 WEIGHT_CLIPPINGS = ("none", "mse")
 ROUNDINGS = ("nearest", "sums", "learned")
+_SWITCHES = (
+    "per_channel_weights",
+    "per_channel_activations",
+    "plain_convolutions",
+    "activation_symmetric",
+    "equalization",
+)
 BIAS_CORRECTIONS = ("none", "analytic", "empirical")
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -64,6 +71,10 @@ class QuantizationConfig:
     per_channel_activations : bool
         Scales of their own for the channels of activations that convolutions and element-wise operators read, where
         that lowers the noise; free of charge where readers keep channels apart, as depthwise convolutions do.
+    plain_convolutions : bool
+        Round what every convolution delivers, with its bias and ReLU or clip, also in front of a residual addition or
+        another activation, which otherwise are part of its kernel. ONNX Runtime computes only such convolutions in
+        INT8; modules compiled here get slower and less accurate.
     activation_symmetric : bool
         Zero point 128 for activations that can be negative, 0 for all others, instead of the one that uses all 256
         integers.
@@ -108,6 +119,7 @@ class QuantizationConfig:
     exclude: tuple[str, ...] = ()
     per_channel_weights: bool = True
     per_channel_activations: bool = True
+    plain_convolutions: bool = False
     activation_symmetric: bool = False
     activation_dtype: str = "uint8"
     weight_bits: int = 8
@@ -132,7 +144,7 @@ class QuantizationConfig:
         check_choice("weight_clipping", self.weight_clipping, WEIGHT_CLIPPINGS)
         check_choice("rounding", self.rounding, ROUNDINGS)
         check_choice("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
-        for option in ("per_channel_weights", "per_channel_activations", "activation_symmetric", "equalization"):
+        for option in _SWITCHES:
             check_bool(option, getattr(self, option))
         expected = "a number above 50 and at most 100"
         check_number("percentile", self.percentile, lambda value: 50 < value <= 100, expected)

@@ -6,8 +6,10 @@ import numpy as np
 from tvm import relax
 
 from tvm_int8.passes.expressions import const_value, op_name, shape_of
+from tvm_int8.passes.quantization_parameters import quantization_of
+from tvm_int8.passes.quantized_values import real_weight
 
-from .linear_layer import LinearLayer, linear_layer
+from .linear_layer import Integers, LinearLayer, linear_layer
 from .quantize import behind_idle_pair
 from .registry import relax_op
 from .writer import OnnxWriter
@@ -17,6 +19,7 @@ _LAYOUTS = {
     "nn.conv2d_transpose": ("NCHW", "IOHW"),
     "nn.conv3d": ("NCDHW", "OIDHW"),
 }
+_ROLES = ("scale", "zero_point")
 
 
 @relax_op(*_LAYOUTS)
@@ -40,54 +43,68 @@ def convolution(out: OnnxWriter, call: relax.Call) -> None:
     op_type = "Conv"
     if op_name(call) == "nn.conv2d_transpose":
         op_type, attributes["output_padding"] = "ConvTranspose", _ints(call.attrs.output_padding)
-    weight = out.tensor(call.args[1], "weight")
-    out.emit(op_type, call.args[0], weight, _bias(out, layer), into=layer.result, **attributes)
+    if layer.integers is None:
+        weight, bias = out.tensor(call.args[1], "weight"), _float_bias(out, layer)
+    else:
+        weight, bias = _integer_parameters(out, layer.integers, layer.integers.weight)
+    out.emit(op_type, call.args[0], weight, bias, into=layer.result, **attributes)
 
 
 def _ints(values) -> list[int]:
     return [int(value) for value in values]
 
 
-def _bias(out: OnnxWriter, layer: LinearLayer) -> str | None:
-    """The bias as an initialiser, through DequantizeLinear where it is int32."""
-    if layer.bias is None:
-        return None
-    if layer.bias_scale is None:
-        return out.constant(layer.bias, "bias")
-    names = out.constant(layer.bias, "bias_quantized"), out.constant(layer.bias_scale, "bias_scale")
-    axis = {"axis": 0} if layer.bias_scale.ndim else {}
-    return out.emit("DequantizeLinear", *names, suffix="bias", name=f"{out.var.name}_bias", **axis)
+def _float_bias(out: OnnxWriter, layer: LinearLayer) -> str | None:
+    return None if layer.bias is None else out.constant(layer.bias, "bias")
+
+
+def _integer_parameters(out: OnnxWriter, integers: Integers, weight: np.ndarray) -> tuple[str, str]:
+    """Weight, in the shape given, and bias through DequantizeLinear."""
+    return (
+        _dequantized(out, "weight", weight, integers.weight_scale),
+        _dequantized(out, "bias", integers.bias, integers.bias_scale),
+    )
+
+
+def _dequantized(out: OnnxWriter, role: str, array: np.ndarray, scale: np.ndarray) -> str:
+    """A symmetric constant, quantised along its first axis or as a whole."""
+    names = [out.constant(array, f"{role}_quantized"), out.constant(scale, f"{role}_scale")]
+    names.append(out.constant(np.zeros(scale.shape, array.dtype), f"{role}_zero_point"))
+    axis = {"axis": 0} if scale.ndim else {}
+    return out.emit("DequantizeLinear", *names, suffix=role, name=f"{out.var.name}_{role}", **axis)
 
 
 def _dense(out: OnnxWriter, layer: LinearLayer) -> None:
     """Gemm on the flattened map, whose weight [M, K] is the kernel's [M, C, H, W]."""
-    data = _matrix(out, layer.call.args[0])
-    out.emit("Gemm", data, _matrix_weight(out, layer.call.args[1]), _bias(out, layer), into=layer.result, transB=1)
-
-
-def _matrix(out: OnnxWriter, data: relax.Expr) -> relax.Expr | str:
-    """[N, K]: what was reshaped to a map for the convolution, or the flattened map."""
-    source = out.flow.value(behind_idle_pair(out.flow, data))
-    if op_name(source) == "reshape" and len(shape_of(source.args[0])) == 2:
-        return source.args[0]
-    return out.emit("Flatten", data, suffix="flattened", axis=1)
-
-
-def _matrix_weight(out: OnnxWriter, weight: relax.Expr) -> str:
-    value = out.flow.value(weight)
-    if op_name(value) != "dequantize":
-        return out.constant(_rows(const_value(value)), "weight")
-    array, scale, zero_point = (const_value(arg) for arg in value.args)
-    roles = ("weight_quantized", "weight_scale", "weight_zero_point")
-    per_channel = scale.size > 1
-    arrays = (_rows(array), *((scale, zero_point) if per_channel else (scale.reshape(()), zero_point.reshape(()))))
-    names = [out.constant(array, role) for array, role in zip(arrays, roles, strict=True)]
-    axis = {"axis": 0} if per_channel else {}
-    return out.emit("DequantizeLinear", *names, suffix="weight", name=f"{out.var.name}_weight", **axis)
+    data, weight = _matrix(out, layer.call.args[0]), layer.call.args[1]
+    if layer.integers is not None:
+        parameters = _integer_parameters(out, layer.integers, _rows(layer.integers.weight))
+    else:
+        parameters = out.constant(_rows(real_weight(out.flow, weight)), "weight"), _float_bias(out, layer)
+    out.emit("Gemm", data, *parameters, into=layer.result, transB=1)
 
 
 def _rows(kernel: np.ndarray) -> np.ndarray:
     return kernel.reshape(len(kernel), -1)
+
+
+def _matrix(out: OnnxWriter, data: relax.Expr) -> relax.Expr | str:
+    """[N, K]: what was reshaped to a map for the convolution, or the flattened map.
+
+    The flattened map is quantised once more, which changes nothing and shows runtimes that the layer reads integers.
+    """
+    source = out.flow.value(behind_idle_pair(out.flow, data))
+    if op_name(source) == "reshape" and len(shape_of(source.args[0])) == 2:
+        return source.args[0]
+    flat = out.emit("Flatten", data, suffix="flattened", axis=1)
+    quantized = out.flow.value(data)
+    if op_name(quantized) != "dequantize" or quantization_of(quantized) is None:
+        return flat
+    parameters = [
+        out.constant(const_value(arg).reshape(()), role) for arg, role in zip(quantized.args[1:], _ROLES, strict=True)
+    ]
+    integers = out.emit("QuantizeLinear", flat, *parameters, suffix="flattened_quantized")
+    return out.emit("DequantizeLinear", integers, *parameters, suffix="flattened_dequantized")
 
 
 @relax_op("matmul")

@@ -1,28 +1,47 @@
-"""A convolution or dense layer and its bias, as ONNX has it in one node.
+"""A convolution or dense layer with its weight and bias, as ONNX has it in one node.
 
     conv2d(x, w) -> add(b1) -> add(b2)                        Conv(x, w, b)
     conv2d(x[N, C, H, W], w[M, C, H, W]) -> reshape -> add    Gemm(Flatten(x), w, b)         (see DenseToConv2d)
 
-Runtimes run a convolution in INT8 if its bias is int32, in steps of data scale times weight scale, and its result is
-quantised behind nothing but a ReLU or a clip. There the bias is written as the integers that the compiled kernel adds;
-elsewhere biases stay the float32 additions they are, because one sum of several would be rounded differently.
+Other runtimes compute in INT8 if the bias is int32, in steps of data scale times weight scale. It is written as the
+integers that the compiled kernel adds. Where that kernel adds more than the bias before it rounds, and in float layers,
+biases stay the float32 additions they are, because one sum of several would be rounded differently.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from tvm import relax
 
 from tvm_int8.passes.anchors import LARGEST_BIAS
 from tvm_int8.passes.dataflow import Dataflow
-from tvm_int8.passes.expressions import Expr, Var, const_value, dtype_of, op_name, shape_of
-from tvm_int8.passes.quantization_parameters import quantization_of
-from tvm_int8.passes.quantized_values import dequantized, quantized_weight
+from tvm_int8.passes.expressions import Expr, Var, const_value, op_name, shape_of
+from tvm_int8.passes.quantized_values import dequantized, dequantized_by_channel, quantized_weight
+
+Followers = list[tuple[Var, "np.ndarray | None"]]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Integers:
+    """Weight and bias of a layer that computes on integers.
+
+    Attributes
+    ----------
+    weight, bias : ndarray
+        int8 [O, ...] and int32 [O].
+    weight_scale, bias_scale : ndarray
+        float32 [O] or [].
+    """
+
+    weight: np.ndarray
+    weight_scale: np.ndarray
+    bias: np.ndarray
+    bias_scale: np.ndarray
+
+
+@dataclass(frozen=True)
 class LinearLayer:
     """What becomes one node.
 
@@ -37,9 +56,9 @@ class LinearLayer:
     is_dense : bool
         Whether it is a dense layer, whose result has two axes.
     bias : ndarray or None
-        [C]: float32, or int32 in steps of `bias_scale`.
-    bias_scale : ndarray or None
-        float32 [C] or [].
+        float32 [O].
+    integers : Integers or None
+        What stands in place of weight and bias if both are integers.
     """
 
     call: relax.Call
@@ -47,34 +66,31 @@ class LinearLayer:
     absorbed: list[Var] = field(default_factory=list)
     is_dense: bool = False
     bias: np.ndarray | None = None
-    bias_scale: np.ndarray | None = None
+    integers: Integers | None = None
 
 
 def linear_layer(flow: Dataflow, var: Var) -> LinearLayer:
     """The layer whose convolution is bound to `var`."""
-    call = flow.value(var)
-    followers = _followers(flow, var)
-    last = followers[-1][0] if followers else var
-    is_dense = any(bias is None for _, bias in followers)
-    biases = [bias for _, bias in followers if bias is not None]
-    step = _bias_step(flow, call)
-    if biases and step is not None and (is_dense or _is_quantized_next(flow, last)):
-        exact = np.rint(np.sum(biases, axis=0, dtype=np.float64) / step)
-        scale = step.astype(np.float32)
-        if np.abs(exact).max() <= LARGEST_BIAS and (scale >= np.finfo(np.float32).tiny).all():
-            absorbed = [var for var, _ in followers]
-            return LinearLayer(call, last, absorbed, is_dense, exact.astype(np.int32), scale)
-    kept = followers[:2]
-    if sum(bias is None for _, bias in kept) != 1:  # no dense layer, or one with several additions in front
-        kept = followers[:1]
-    bias = next((bias for _, bias in kept if bias is not None), None)
-    is_dense = any(bias is None for _, bias in kept)
-    return LinearLayer(call, kept[-1][0] if kept else var, [var for var, _ in kept], is_dense, bias)
+    call, followers = flow.value(var), _followers(flow, var)
+    whole = _layer(call, var, followers)
+    if _is_rounded_alone(flow, whole.result):
+        biases = [np.zeros(shape_of(call)[1]), *(bias for _, bias in followers if bias is not None)]
+        integers = _integers(flow, call, np.sum(biases, axis=0, dtype=np.float64))
+        if integers is not None:
+            return replace(whole, bias=None, integers=integers)
+    one_each = sum(bias is None for _, bias in followers[:2]) == 1  # a reshape and an addition, in any order
+    return _layer(call, var, followers[: 2 if one_each else 1])
 
 
-def _followers(flow: Dataflow, var: Var) -> list[tuple[Var, np.ndarray | None]]:
-    """(variable, bias [C]) of the additions behind a convolution; None for a dense layer's reshape."""
-    found: list[tuple[Var, np.ndarray | None]] = []
+def _layer(call: relax.Call, var: Var, followers: Followers) -> LinearLayer:
+    absorbed = [var for var, _ in followers]
+    bias = next((bias for _, bias in followers if bias is not None), None)
+    return LinearLayer(call, [var, *absorbed][-1], absorbed, any(bias is None for _, bias in followers), bias)
+
+
+def _followers(flow: Dataflow, var: Var) -> Followers:
+    """(variable, bias [O]) of the additions behind a convolution; None for a dense layer's reshape."""
+    found: Followers = []
     may_flatten = _covers_its_map(flow.value(var))
     while (user := flow.only_consumer(var)) is not None:
         bias = _bias(user.value, var)
@@ -105,18 +121,37 @@ def _covers_its_map(call: relax.Call) -> bool:
     return shape_of(call.args[0])[2:] == shape_of(call.args[1])[2:] and {int(d) for d in call.attrs.dilation} == {1}
 
 
-def _bias_step(flow: Dataflow, call: relax.Call) -> np.ndarray | None:
-    """Data scale times weight scale, float64 [O] or []; None where the convolution is not on such integers."""
-    if op_name(call) != "nn.conv2d":
+def _is_rounded_alone(flow: Dataflow, var: Var) -> bool:
+    """Whether the kernel that computes `var` rounds the bias behind it to integers as it is.
+
+    Not where the zero points of a second tensor's channels join the bias, or one of several readers adds a constant.
+    """
+    readers = [user.value for user in flow.consumers[var] if op_name(user.value) in ("add", "subtract")]
+    operands = [operand for call in readers for operand in call.args if operand != var]
+    constants = sum(const_value(operand) is not None for operand in operands)
+    by_channel = any(dequantized_by_channel(flow, operand) is not None for operand in operands)
+    return not by_channel and (constants == 0 or len(flow.consumers[var]) == 1)
+
+
+def _integers(flow: Dataflow, call: relax.Call, bias: np.ndarray) -> Integers | None:
+    """Integer weight and bias of a convolution whose data have one scale; None for any other."""
+    data = dequantized(flow, call.args[0])
+    weight = quantized_weight(flow, call.args[1], 0) if op_name(call) == "nn.conv2d" else None
+    if data is None or weight is None:
         return None
-    data, weight = dequantized(flow, call.args[0]), quantized_weight(flow, call.args[1], 0)
-    return None if data is None or weight is None else data.scale * weight[1].astype(np.float64)
+    values, scale = weight
+    if np.abs(bias / (data.scale * scale.astype(np.float64))).max() > LARGEST_BIAS:
+        if not scale.ndim:
+            return None
+        values, scale = _coarser(values, scale, np.abs(bias) / (data.scale * LARGEST_BIAS))
+    step = data.scale * scale.astype(np.float64)
+    if (step < np.finfo(np.float32).tiny).any():
+        return None
+    return Integers(values, scale, np.rint(bias / step).astype(np.int32), step.astype(np.float32))
 
 
-def _is_quantized_next(flow: Dataflow, var: Var) -> bool:
-    user = flow.only_consumer(var)
-    if user is not None and op_name(user.value) in ("nn.relu", "clip"):
-        user = flow.only_consumer(user.var)
-    if user is None or op_name(user.value) != "quantize" or dtype_of(user.value) not in ("uint8", "int8"):
-        return False
-    return quantization_of(user.value) is not None
+def _coarser(values: np.ndarray, scale: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The weight with scales of at least `least`: dead channels' weights, 1e-30 beside a bias of 1, become zero."""
+    wanted = np.maximum(scale, np.nextafter(least.astype(np.float32), np.float32(np.inf)))
+    ratio = (scale.astype(np.float64) / wanted).reshape(-1, *[1] * (values.ndim - 1))
+    return np.rint(values * ratio).astype(np.int8), wanted

@@ -19,7 +19,8 @@ def quantize(out: OnnxWriter, call: relax.Call) -> None:
     """QuantizeLinear; its node is called after the tensor, because the layer's name belongs to its reader."""
     names = tuple(out.constant(array, role) for array, role in _parameters(out, call))
     out.parameters[out.var] = names
-    out.emit("QuantizeLinear", call.args[0], *names, name=out.var.name, **_axis(call))
+    data = _apart(out, call.args[0], "real") if _is_per_channel(call) else call.args[0]
+    out.emit("QuantizeLinear", data, *names, name=out.var.name, **_axis(call))
 
 
 @relax_op("dequantize")
@@ -29,7 +30,20 @@ def dequantize(out: OnnxWriter, call: relax.Call) -> None:
     names = out.parameters.get(source) if _same_parameters(call, out.flow.value(source)) else None
     if names is None:
         names = tuple(out.constant(array, role) for array, role in _parameters(out, call))
-    out.emit("DequantizeLinear", out.tensor(source, "quantized"), *names, name=out.var.name, **_axis(call))
+    inputs, options = (out.tensor(source, "quantized"), *names), {"name": out.var.name, **_axis(call)}
+    if _is_per_channel(call) and const_value(source) is None:
+        _apart(out, out.emit("DequantizeLinear", *inputs, suffix="real", **options))
+    else:
+        out.emit("DequantizeLinear", *inputs, **options)
+
+
+def _apart(out: OnnxWriter, data: str | Expr, suffix: str = "") -> str:
+    """The same tensor, by a sum of one: keeps an activation with scales per channel apart from what is around it.
+
+    ONNX Runtime takes any operator between DequantizeLinear and QuantizeLinear for one that its integer kernels can
+    compute, and fails when run, because these know one scale per activation.
+    """
+    return out.emit("Sum", data, suffix=suffix, name=f"{out.var.name}_apart")
 
 
 def _parameters(out: OnnxWriter, call: relax.Call) -> list[tuple[np.ndarray, str]]:
