@@ -17,6 +17,7 @@ import numpy as np
 
 import tvm_int8
 
+from .cli_quantize import RUNTIMES, add_quantize, add_runtime, runtime_config
 from .cli_tuning import add_logs, add_tune, add_worker
 from .errors import ConfigError, TvmInt8Error
 
@@ -68,6 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (_add_compile, _add_run, _add_inspect, _add_calibrate):
         add(commands)
+    add_quantize(commands, _add_model, _add_method, _inputs)
     add_tune(commands, _add_model, _inputs, _positive)
     add_logs(commands)
     add_worker(commands)
@@ -121,6 +123,7 @@ def _add_calibrate(commands: Any) -> None:
     parser.add_argument("data", metavar="DATA.npz", help=".npz with an array of samples per input, or .npy")
     parser.add_argument("-o", "--output", required=True, metavar="TABLE.json", help="the calibration table to write")
     _add_method(parser)
+    add_runtime(parser, "tvm-int8")
     parser.add_argument("--keep-histograms", action="store_true", help="put the distribution of every tensor into it")
     parser.set_defaults(run=_calibrate)
 
@@ -199,7 +202,8 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _calibrate(options: argparse.Namespace) -> None:
-    choices = {"method": options.method, "config": options.preset, "keep_histograms": options.keep_histograms}
+    config = runtime_config(options) if RUNTIMES[options.runtime] else options.preset
+    choices = {"method": options.method, "config": config, "keep_histograms": options.keep_histograms}
     given = {name: value for name, value in choices.items() if value}
     table = tvm_int8.calibrate(options.model, options.data, **given, **_inputs(options))
     table.save(options.output)
