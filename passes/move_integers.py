@@ -4,8 +4,8 @@
     quantize(dequantize(q, s, z), s, z)                 ->   q
 
 Requires   the same scale and zero point on both sides.
-Ensures    reshape, permute_dims and slices between quantised tensors work on 8-bit data; so do concatenations that no
-           kernel knows (along another axis than the channels).
+Ensures    reshape, permute_dims and slices between quantised tensors work on 8-bit data; so do paddings with copies,
+           and concatenations that no kernel knows (along another axis than the channels).
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def _integers(real: Expr, quantize: relax.Call, flow: Dataflow) -> Expr | None:
 def _moved_integers(mover: relax.VarBinding, quantize: relax.Call, flow: Dataflow) -> Expr | None:
     """What the mover in front of `quantize` reads, as integers."""
     data = mover.value.args[0] if isinstance(mover.value, relax.Call) and mover.value.args else None
-    if op_name(mover.value) in MOVERS:
+    mirrors = op_name(mover.value) == "nn.pad" and str(mover.value.attrs.pad_mode) != "constant"
+    if op_name(mover.value) in MOVERS or mirrors:
         return _integers(data, quantize, flow)
     if op_name(mover.value) == "concat" and not is_anchor(mover, flow):
         fields = [_integers(field, quantize, flow) for field in data.fields]

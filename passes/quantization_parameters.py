@@ -9,6 +9,9 @@ from tvm import relax
 
 from .expressions import const_value, shape_of
 
+INTEGERS = ("uint8", "int8")
+"""What kernels store activations as, and imported models may."""
+
 
 def quantization_of(call: relax.Call) -> tuple[float, int] | None:
     """(scale, zero point) of a per-tensor quantize or dequantize; None when per channel or not constant."""

@@ -9,7 +9,7 @@ which only the convolutions' inputs are quantised (ONNX Runtime with `op_types_t
 
 Requires   constant scales and zero points, one per tensor.
 Ensures    no float tensor is moved on its way to a quantize, unless something else reads it, too.
-Not done   where x is a dequantize already: a kernel rescales while it moves; where x is an input of the model.
+Not done   where x is a dequantize and a kernel rescales while it moves; where x is an input of the model.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from tvm import relax
 
 from .dataflow import Dataflow, Rebuilder, rebuild
 from .expressions import Expr, Var, dtype_of, op_name, vars_in
-from .quantization_parameters import quantization_of
+from .groups import is_anchor, slice_ranges
+from .quantization_parameters import INTEGERS, quantization_of
 from .quantized_values import through_views
-
-MOVERS = ("reshape", "permute_dims", "strided_slice", "take", "nn.max_pool2d")
-INTEGERS = ("uint8", "int8")
+from .selections import selects
 
 
 @tvm.transform.module_pass(opt_level=0, name="QuantizeEarly")
@@ -59,13 +58,24 @@ def _stored_as(flow: Dataflow) -> dict[Var, relax.Call]:
             ends[binding.var] = user.value
         elif user.var in ends and _moves(user.value, flow):
             ends[binding.var] = ends[user.var]
-            if not _is_dequantized(binding.var, flow):
+            if not _is_stored(binding.var, user, ends[user.var], flow):
                 stored[binding.var] = ends[user.var]
     return stored
 
 
-def _is_dequantized(expr: Expr, flow: Dataflow) -> bool:
-    return op_name(flow.value(through_views(flow, expr))) == "dequantize"
+def _is_stored(var: Var, mover: relax.VarBinding, end: relax.Call, flow: Dataflow) -> bool:
+    """Whether a mover reads integers already: those the end wants, or any if its kernel rescales."""
+    source = flow.value(through_views(flow, var))
+    if op_name(source) != "dequantize":
+        return False
+    return _rescales(mover, flow) or quantization_of(source) == quantization_of(end)
+
+
+def _rescales(mover: relax.VarBinding, flow: Dataflow) -> bool:
+    """Whether the mover's kernel stores another scale than it reads: windows and paddings copy bytes."""
+    if not is_anchor(mover, flow) or op_name(mover.value) == "nn.pad":
+        return False
+    return op_name(mover.value) != "strided_slice" or set(slice_ranges(mover.value)) <= {1}
 
 
 def _quantizes(call: Expr) -> bool:
@@ -73,14 +83,13 @@ def _quantizes(call: Expr) -> bool:
 
 
 def _moves(call: Expr, flow: Dataflow) -> bool:
-    """Whether every element of the result is one of the operands' that can be integers, or zero."""
-    name = op_name(call)
-    if name == "concat":
-        return all(_is_dequantized(part, flow) or _is_private(part, flow) for part in call.args[0].fields)
-    if name == "nn.pad":
-        return str(call.attrs.pad_mode) == "constant" and float(call.attrs.pad_value) == 0.0
-    return name in MOVERS or (name == "image.resize2d" and str(call.attrs.method) == "nearest_neighbor")
+    """Whether a call selects among operands that can all be integers."""
+    if op_name(call) == "concat":
+        return all(_can_be_stored(part, flow) for part in call.args[0].fields)
+    return selects(call)
 
 
-def _is_private(expr: Expr, flow: Dataflow) -> bool:
-    return expr in flow.producer and flow.only_consumer(expr) is not None
+def _can_be_stored(part: Expr, flow: Dataflow) -> bool:
+    if op_name(flow.value(through_views(flow, part))) == "dequantize":
+        return True
+    return part in flow.producer and flow.only_consumer(part) is not None

@@ -20,12 +20,12 @@ from tvm import relax
 
 from .dataflow import Rebuilder, rebuild
 from .expressions import Expr, constant, dtype_of, op_name
+from .quantization_parameters import INTEGERS
 
 SELECTING = (
     *("reshape", "permute_dims", "strided_slice", "take", "concat", "nn.pad", "nn.max_pool2d", "nn.relu"),
     "image.resize2d",
 )
-INTEGERS = ("uint8", "int8")
 
 
 @tvm.transform.module_pass(opt_level=0, name="WrapIntegers")

@@ -13,6 +13,7 @@ from tvm_int8.passes.assign_layouts import AssignLayouts
 from tvm_int8.passes.byte_inputs import ByteInputs
 from tvm_int8.passes.canonicalize import Canonicalize
 from tvm_int8.passes.dense_to_conv2d import DenseToConv2d
+from tvm_int8.passes.dequantize_late import DequantizeLate
 from tvm_int8.passes.equalize_layers import EqualizeLayers
 from tvm_int8.passes.fold_batch_norm import FoldBatchNorm
 from tvm_int8.passes.fold_constants import FoldConstants
@@ -99,7 +100,8 @@ def order() -> tvm.transform.Pass:
         [
             MergeQuantizes(),  # first, because what follows asks whether one quantize is a tensor's only reader
             WrapIntegers(),  # before unsigned activations, because those need every reader of integers to say its scale
-            QuantizeEarly(),  # before moving integers, because it leaves pairs around what moves
+            DequantizeLate(),
+            QuantizeEarly(),  # with the above before moving integers, because they leave pairs around what moves
             UnsignedActivations(),  # before everything that reads scales, because kernels take uint8
             MoveIntegers(),  # before ordering, because a moved integer needs no dequantize
             RecognizeChannelShuffle(),  # again, because only now shuffles of imported QDQ models are free of QDQ

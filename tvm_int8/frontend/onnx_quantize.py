@@ -181,26 +181,35 @@ def _qdtype(ctx, y_zero, x) -> str:
     return ctx.dtype(x if y_zero is None else y_zero)
 
 
+def _real(ctx, node: Node, x: Value, scale: Value, zero_point: Value, suffix: str) -> relax.Expr:
+    """The real value of an operand that is no weight, as an expression."""
+    real = dequantize(ctx, node, x, scale, zero_point, suffix=suffix)
+    return ctx.expr(real.dequantized() if isinstance(real, QuantizedConstant) else real)
+
+
 @onnx_op("QLinearAdd", "QLinearMul", domain=MICROSOFT)
 def qlinear_binary(ctx, node: Node, a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero=None) -> relax.Var:
     """QLinearAdd and QLinearMul."""
-    operands = []
-    for name, value, scale, zero in (("a", a, a_scale, a_zero), ("b", b, b_scale, b_zero)):
-        real = dequantize(ctx, node, value, scale, zero, suffix=name)
-        operands.append(real.dequantized() if isinstance(real, QuantizedConstant) else real)
+    left = _real(ctx, node, a, a_scale, a_zero, "a")
+    right = _real(ctx, node, b, b_scale, b_zero, "b")
     apply = op.add if node.op_type == "QLinearAdd" else op.multiply
-    out = ctx.emit(apply(ctx.expr(operands[0]), ctx.expr(operands[1])))
+    out = ctx.emit(apply(left, right))
     return quantize(ctx, node, out, y_scale, y_zero, _qdtype(ctx, y_zero, a), suffix="quantized")
+
+
+@onnx_op("QLinearWhere", domain=MICROSOFT)
+def qlinear_where(ctx, node: Node, condition, a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero) -> relax.Var:
+    """QLinearWhere."""
+    left = _real(ctx, node, a, a_scale, a_zero, "a")
+    right = _real(ctx, node, b, b_scale, b_zero, "b")
+    out = ctx.emit(op.where(ctx.expr(condition), left, right))
+    return quantize(ctx, node, out, y_scale, y_zero, ctx.dtype(y_zero), suffix="quantized")
 
 
 @onnx_op("QLinearConcat", domain=MICROSOFT)
 def qlinear_concat(ctx, node: Node, y_scale, y_zero, *triples) -> relax.Var:
     """QLinearConcat of (tensor, scale, zero point) triples."""
-    parts = []
-    for index in range(0, len(triples), 3):
-        value, scale, zero = triples[index : index + 3]
-        real = dequantize(ctx, node, value, scale, zero, suffix=f"input{index // 3}")
-        parts.append(ctx.expr(real.dequantized() if isinstance(real, QuantizedConstant) else real))
+    parts = [_real(ctx, node, *triples[i : i + 3], f"input{i // 3}") for i in range(0, len(triples), 3)]
     out = ctx.emit(op.concat(parts, int(node.get("axis"))))
     return quantize(ctx, node, out, y_scale, y_zero, _qdtype(ctx, y_zero, triples[0]), suffix="quantized")
 
