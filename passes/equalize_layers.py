@@ -13,9 +13,9 @@ makes both sqrt(r1 * r2). Layers belong to two pairs, one on either side, so thi
 Requires   a canonical float module (after DenseToConv2d).
 Ensures    the same function up to rounding. Tensors whose channels were scaled have new names
            (`equalized_tensors`), because ranges calibrated without equalisation are not theirs.
-Not        across what `scale_regions` does not cover: residual additions, concatenations, channels that are all zero on
-           one side, or so small that they round to zero whatever their scale: they carry nothing but their bias, which
-           would outgrow all other channels.
+           Channels that are all but zero on one side, as weight decay leaves them, carry little but their bias, which
+           would outgrow all others: they are scaled only as far as their other side would set a whole weight's range.
+Not        across what `scale_regions` does not cover: residual additions, concatenations.
 Source     Nagel et al. 2019, *Data-Free Quantization Through Weight Equalization and Bias Correction*
            (arXiv:1906.04721), section 4.1.
 """
@@ -79,10 +79,15 @@ def equalizing_scales(regions: list[Region]) -> dict[Var, np.ndarray]:
 
 
 def _balance(front: np.ndarray, behind: np.ndarray) -> np.ndarray:
-    """sqrt(front * behind) / behind per channel; 1 where that product, which no scale changes, is negligible."""
+    """sqrt(front * behind) / behind per channel, which makes both the root of their product.
+
+    Channels whose product, which no scale changes, is negligible are scaled only so that neither range stands out.
+    """
     product = front * behind
-    alive = product > LEAST_RANGE**2 * product.max()
-    return np.sqrt(np.divide(front, behind, out=np.ones_like(front), where=alive))
+    widest = np.sqrt(product.max())
+    alive = product > (LEAST_RANGE * widest) ** 2
+    step = np.maximum(front / widest, 1.0) / np.maximum(behind / widest, 1.0) if widest > 0 else np.ones_like(front)
+    return np.where(alive, np.sqrt(np.divide(front, behind, out=np.ones_like(front), where=alive)), step)
 
 
 class _Layer:

@@ -171,6 +171,22 @@ def test_channels_that_carry_nothing_stay():
     assert_same_numbers(before, after)
 
 
+@pytest.mark.parametrize("dead", ["front", "behind"])
+def test_a_channel_that_carries_nothing_does_not_stand_out(dead):
+    """As folding leaves the kernel of a channel that was dead in training: huge, and multiplied by nothing."""
+    front, behind = f32(6, 3, 3, 3), f32(4, 6, 1, 1, seed=4)
+    front[2], behind[:, 2] = (1e-9, 50.0) if dead == "front" else (50.0, 1e-9)
+
+    def body(emit, x):
+        return op.nn.conv2d(relu(emit, emit(op.nn.conv2d(x, constant(front)), "conv1")), constant(behind))
+
+    before = module(body, x=(1, 3, 6, 6))
+    after = transformed(EqualizeLayers(), before)
+    (new_front, _), (_, new_behind) = ranges(after)
+    assert max(new_front.max(), new_behind.max()) < 1.1
+    assert_same_numbers(before, after)
+
+
 def residual(emit, y):
     return emit(op.add(y, emit(op.nn.relu(y))))
 
