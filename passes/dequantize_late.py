@@ -31,13 +31,13 @@ class DequantizeLate:
     def transform_module(self, mod: tvm.IRModule, _ctx) -> tvm.IRModule:
         """Return the module with selections quantised."""
         flow = Dataflow(mod)
-        grid = _on_grid(flow)
-        written: set[Var] = set()
+        grid, computed_from = _on_grid(flow), _computed_from(flow)
+        wanted = {var for var in grid if var in computed_from and selects(flow.value(var))}
 
         def rewrite(binding, _value: Expr, new: Rebuilder) -> Expr | None:
             for var in vars_in(binding.value):
-                if var in grid and var not in written and selects(flow.value(var)) and _pays(var, flow):
-                    written.add(var)
+                if var in wanted:
+                    wanted.remove(var)
                     _write_pair(var, grid[var], new)
             return new.translate(binding.value)
 
@@ -71,8 +71,15 @@ def _same(one: relax.Call, other: relax.Call | None) -> bool:
     return quantization_of(one) == quantization_of(other)
 
 
-def _pays(var: Var, flow: Dataflow) -> bool:
-    """Whether a kernel reads the variable as data."""
-    if flow.is_output(var):
-        return False
-    return any(is_anchor(user, flow) or fusable(user) or selects(user.value) for user in flow.consumers[var])
+def _computed_from(flow: Dataflow) -> set[Var]:
+    """Variables that a kernel computes from, or from what is selected from them; outputs of the model are left out."""
+    found: set[Var] = set()
+    for binding in reversed(flow.bindings):
+        users = flow.consumers[binding.var]
+        if any(user.var in found if selects(user.value) else _computes(user, flow) for user in users):
+            found.add(binding.var)
+    return {var for var in found if not flow.is_output(var)}
+
+
+def _computes(user: relax.VarBinding, flow: Dataflow) -> bool:
+    return is_anchor(user, flow) or fusable(user)
