@@ -13,12 +13,17 @@ _REST_S = 0.004  # lets the previous runner's idle threads stop spinning
 
 @dataclass(frozen=True)
 class Times:
-    """Statistics of one runner's timed runs, in milliseconds."""
+    """Statistics of one runner's timed runs, in milliseconds, and the runs themselves, in order."""
 
     median_ms: float
     min_ms: float
     p90_ms: float
     runs: int
+    all_ms: tuple[float, ...] = ()
+
+    def relative_to(self, other: Times) -> float:
+        """The median over pairs of runs of the same turn: what slowed the machine down slowed both."""
+        return float(np.median(np.divide(self.all_ms, other.all_ms)))
 
 
 def interleave(
@@ -57,6 +62,6 @@ def interleave(
                 call()
                 times[name].append((time.perf_counter() - start) * 1e3)
     return {
-        name: Times(float(np.median(t)), float(np.min(t)), float(np.percentile(t, 90)), len(t))
+        name: Times(float(np.median(t)), float(np.min(t)), float(np.percentile(t, 90)), len(t), tuple(t))
         for name, t in times.items()
     }

@@ -34,11 +34,10 @@ class LiftConstants:
         lifted = {name: _parameters(bindings[name]) for name in self.names}
         function = flow.function
         added = [parameter for parameters in lifted.values() for parameter in parameters]
+        parameters = [*function.params, *added]
+        extended = relax.Function(parameters, function.body, function.ret_ty, function.is_pure, function.attrs)
         out = mod.clone()
-        out.update_func(
-            mod.get_global_var("main"),
-            relax.Function([*function.params, *added], function.body, function.ret_ty, function.is_pure, function.attrs),
-        )
+        out.update_func(mod.get_global_var("main"), extended)
 
         def rewrite(binding, value: Expr, _new: Rebuilder) -> Expr | None:
             parameters = lifted.get(binding.var.name)

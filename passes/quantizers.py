@@ -13,7 +13,8 @@ Method     Krishnamoorthi 2018 (arXiv:1806.08342).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from tvm import relax
@@ -21,7 +22,8 @@ from tvm import relax
 from tvm_int8.config import QuantizationConfig
 from tvm_int8.quantization.bias_correction import expected_error
 from tvm_int8.quantization.calibration_table import CalibrationTable
-from tvm_int8.quantization.channel_scales import ChannelScales, Reader, channel_scales
+from tvm_int8.quantization.channel_scales import Reader, channel_scales
+from tvm_int8.quantization.scale_zero_point import scale_zero_point
 from tvm_int8.quantization.weights import quantize_weight
 
 from .byte_images import Pixels, pixels_of, reads_pixels
@@ -97,9 +99,21 @@ class Quantizers:
     weights: dict[str, WeightQuantizer] = field(default_factory=dict)
     pixels: dict[str, Pixels] = field(default_factory=dict)
 
+    def divisor(self, call: relax.Call) -> np.ndarray | None:
+        """What the channels of a convolution's data are divided by before it multiplies them, [C]; None for nothing."""
+        data = call.args[0].name
+        if data in self.pixels:
+            return self.pixels[data].scale
+        quantizer = self.activations.get(data)
+        return None if quantizer is None or is_depthwise(call) else quantizer.factor
+
 
 def choose_quantizers(
-    flow: Dataflow, plan: QuantizationPlan, table: CalibrationTable, config: QuantizationConfig
+    flow: Dataflow,
+    plan: QuantizationPlan,
+    table: CalibrationTable,
+    config: QuantizationConfig,
+    means: Mapping[str, np.ndarray] | None = None,
 ) -> Quantizers:
     """Make the quantisers of what the plan wants as integers.
 
@@ -111,37 +125,47 @@ def choose_quantizers(
         Its `source` is extended by the tensors that take a concatenation's scale.
     table : CalibrationTable
     config : QuantizationConfig
+    means : mapping, optional
+        Tensor -> E[x] of its channels, [C], for bias correction; by default what calibration observed.
 
     Raises
     ------
     CalibrationError
         When the table has no range for a tensor.
     """
-    return _Choice(flow, plan, table, config).run()
+    return QuantizerChoice(flow, plan, table, config, means).run()
 
 
-class _Choice:
-    def __init__(self, flow: Dataflow, plan: QuantizationPlan, table: CalibrationTable, config: QuantizationConfig):
-        self.flow, self.plan, self.table, self.config = flow, plan, table, config
+class QuantizerChoice:
+    """Makes quantisers one by one; parameters as for `choose_quantizers`."""
+
+    def __init__(
+        self,
+        flow: Dataflow,
+        plan: QuantizationPlan,
+        table: CalibrationTable,
+        config: QuantizationConfig,
+        means: Mapping[str, np.ndarray] | None = None,
+    ):
+        self.flow, self.plan, self.table, self.config, self.means = flow, plan, table, config, means
         self.computing = {unit.group.anchor.var for unit in plan.units if unit.kind == "compute"}
-        self.found = Quantizers()
+        plan.source |= concat_scales(plan, table, config.activation_dtype, config.activation_symmetric)
 
     def run(self) -> Quantizers:
-        """Activations first: their factors go into weights."""
-        config = self.config
-        self.plan.source |= concat_scales(self.plan, self.table, config.activation_dtype, config.activation_symmetric)
+        """All of a network. Activations first: their factors go into weights."""
+        found = Quantizers()
         for var in self.plan.quantized:
             if is_byte_image(self.flow.value(var)):
                 continue
             pixels = self._pixels(var)
             if pixels is not None:
-                self.found.pixels[var.name] = pixels
+                found.pixels[var.name] = pixels
             else:
-                self.found.activations[var.name] = self._activation(var)
+                found.activations[var.name] = self.channels(var) or self.tensor(var)
         for binding in self.flow.bindings:
             if binding.var in self.computing:
-                self.found.weights[binding.var.name] = self._weight(binding.value, binding.var.name)
-        return self.found
+                found.weights[binding.var.name] = self.weight(binding, found)
+        return found
 
     def _pixels(self, var: Var) -> Pixels | None:
         """The bytes of a normalised image, if all its readers can read them."""
@@ -151,52 +175,82 @@ class _Choice:
         can = all(reader.var in self.computing and reads_pixels(reader.value, var, pixels) for reader in readers)
         return pixels if can else None
 
-    def _activation(self, var: Var) -> ActivationQuantizer:
-        dtype, own = self.config.activation_dtype, self._channel_scales(var)
-        if own is not None:
-            return ActivationQuantizer(own.scale, own.zero_point, own.step, own.factor, dtype)
-        origin = self.plan.origin(var)
+    def tensor(self, var: Var) -> ActivationQuantizer:
+        """One scale for a tensor."""
+        dtype, origin = self.config.activation_dtype, self.plan.origin(var)
         if is_byte_image(self.flow.value(origin)):
             return ActivationQuantizer(np.float32(1.0).reshape(()), np.zeros((), np.int64), dtype=dtype)
         scale, zero_point = self.table.scale_zero_point(origin.name, dtype, self.config.activation_symmetric)
         return ActivationQuantizer(np.asarray(scale, np.float32), np.asarray(zero_point, np.int64), dtype=dtype)
 
-    def _channel_scales(self, var: Var) -> ChannelScales | None:
-        seen = self.table.get(var.name)
+    def widest(self, var: Var) -> ActivationQuantizer:
+        """One scale for all that calibration saw of a tensor, where that is known; else as `tensor`."""
+        seen = self.table.get(self.plan.origin(var).name)
+        if seen is None or seen.histogram is None:
+            return self.tensor(var)
+        dtype = self.config.activation_dtype
+        scale, zero_point = scale_zero_point(*seen.histogram.ends, dtype, self.config.activation_symmetric)
+        return ActivationQuantizer(np.asarray(scale, np.float32), np.asarray(zero_point, np.int64), dtype=dtype)
+
+    def channels(self, var: Var) -> ActivationQuantizer | None:
+        """Scales of their own for the channels of a tensor, where that pays."""
+        seen, config = self.table.get(var.name), self.config
         if var not in self.plan.by_channel or seen is None:
             return None
         readers = [_reader(binding.value, var) for binding in self.flow.consumers[var]]
-        config = self.config
-        return channel_scales(
-            seen, readers, config.activation_dtype, config.per_channel_weights, config.activation_symmetric
-        )
+        dtype, symmetric = config.activation_dtype, config.activation_symmetric
+        own = channel_scales(seen, readers, dtype, config.per_channel_weights, symmetric)
+        return None if own is None else ActivationQuantizer(own.scale, own.zero_point, own.step, own.factor, dtype)
 
-    def _weight(self, call: relax.Call, name: str) -> WeightQuantizer:
-        exact, mean = self._weight_and_mean(call)
+    def weight(self, binding: relax.VarBinding, chosen: Quantizers) -> WeightQuantizer:
+        """The integers of a convolution that reads its data as `chosen` says, rounded without looking at data."""
+        call, name, config = binding.value, binding.var.name, self.config
+        divisor = chosen.divisor(call)
+        exact = const_value(call.args[1])
+        if divisor is not None:
+            exact = scaled_inputs(call, divisor)
         axis = 1 if op_name(call) == "nn.conv2d_transpose" else 0
-        per_channel = self.config.per_channel_weights
-        values, scale = quantize_weight(exact, axis if per_channel else None, name, rounding="sums")
+        values, scale = quantize_weight(
+            exact,
+            axis if config.per_channel_weights else None,
+            name,
+            bits=config.weight_bits,
+            clipping=config.weight_clipping,
+            rounding="nearest" if config.rounding == "nearest" else "sums",
+            importance=self._importance(call, divisor),
+        )
         found = WeightQuantizer(exact, values, scale, axis)
-        if self.config.bias_correction == "none" or mean is None:
+        mean = self._mean(call, chosen)
+        if config.bias_correction == "none" or mean is None:
             return found
-        correction = -expected_error(call, found.real - exact, mean)
-        return WeightQuantizer(exact, values, scale, axis, correction)
+        return replace(found, correction=-expected_error(call, found.real - exact, mean))
 
-    def _weight_and_mean(self, call: relax.Call) -> tuple[np.ndarray, np.ndarray | None]:
-        """The float weight a convolution reads its integers with, and the mean [C] of these less their zero points.
-
-        The mean, in units of the step, is None where calibration did not look at single channels.
-        """
-        data, weight = call.args[0], const_value(call.args[1])
-        seen = self.table.get(data.name) if isinstance(data, Var) else None
-        mean = None if seen is None or seen.channels is None else np.asarray(seen.channels.mean)
-        pixels = self.found.pixels.get(data.name)
+    def _mean(self, call: relax.Call, chosen: Quantizers) -> np.ndarray | None:
+        """The mean [C] of what a convolution multiplies its integers with; None where it is not known."""
+        data = call.args[0].name
+        if self.means is None:
+            seen = self.table.get(data)
+            mean = None if seen is None or seen.channels is None else np.asarray(seen.channels.mean)
+        else:
+            mean = self.means.get(data)
+        if mean is None:
+            return None
+        pixels, divisor = chosen.pixels.get(data), chosen.divisor(call)
         if pixels is not None:
-            return pixels.weight(call), None if mean is None else pixels.mean(mean)
-        quantizer = self.found.activations.get(data.name)
-        if quantizer is None or quantizer.factor is None or is_depthwise(call):
-            return weight, mean
-        return scaled_inputs(call, quantizer.factor), None if mean is None else mean / quantizer.factor
+            return pixels.mean(mean)
+        return mean if divisor is None else mean / divisor
+
+    def _importance(self, call: relax.Call, divisor: np.ndarray | None) -> np.ndarray | None:
+        """The mean square of what each weight meets, broadcastable to the weight; None where it is not known."""
+        seen = self.table.get(call.args[0].name)
+        if self.config.weight_clipping == "none" or seen is None or seen.channels is None:
+            return None
+        power = np.asarray(seen.channels.mean_square)
+        power = (power if divisor is None else power / divisor**2).astype(np.float32)
+        if op_name(call) == "nn.conv2d_transpose":
+            return power.reshape(-1, 1, 1, 1)
+        groups, outputs = int(call.attrs.groups), shape_of(call)[1]
+        return np.repeat(power.reshape(groups, -1), outputs // groups, axis=0)[..., None, None]
 
 
 def _reader(call: relax.Call, var: Var) -> Reader:

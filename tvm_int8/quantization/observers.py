@@ -38,6 +38,11 @@ class Histogram:
     width: float
     counts: tuple[int, ...]
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Where the outermost bins end."""
+        return self.first * self.width, (self.first + len(self.counts)) * self.width
+
     def clipping_error(self, low: float, high: float) -> float:
         """Return the mean square of what clipping to ``[low, high]`` takes from a value."""
         counts = np.asarray(self.counts, np.float64)

@@ -12,7 +12,6 @@ from tvm_int8 import pipeline
 from tvm_int8.build import generate_code
 from tvm_int8.kernel_op import constants_of, is_kernel, spec_of, tensor_of
 from tvm_int8.passes.assign_layouts import unpack
-from tvm_int8.passes.convolution_weights import is_depthwise
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import shape_of
 from tvm_int8.passes.groups import fusion_groups, logical_shape
@@ -46,11 +45,13 @@ class SimulatedNetwork:
         flow = Dataflow(mod)
         attrs = mod["main"].attrs
         self.quantizers = quantizers
-        self._calls = {name: flow.producer[var].value for var in flow.producer if (name := var.name) in quantizers.weights}
+        self._current = Quantizers(dict(quantizers.activations), dict(quantizers.weights), quantizers.pixels)
+        producers = {var.name: binding.value for var, binding in flow.producer.items()}
+        self._calls = {name: producers[name] for name in quantizers.weights}
         self._shapes = {var.name: shape_of(var) for var in (*flow.params, *flow.producer)}
         self._inputs = [str(name) for name in attrs["input_names"]]
         self._given = dict(zip((param.name for param in flow.params), self._inputs, strict=True))
-        self._outputs = [str(name) for name in attrs["output_names"]]
+        self.outputs = [str(name) for name in attrs["output_names"]]
         self._observed = [name for name in names if name not in self._given]
         self._names = tuple(names)
         simulated = pipeline.simulate([*quantizers.activations])(mod)
@@ -78,19 +79,24 @@ class SimulatedNetwork:
     # What is rounded
 
     def set_activation(self, name: str, quantizer: ActivationQuantizer | None) -> None:
-        """Round a tensor with another quantiser, or not at all (None)."""
+        """Round a tensor with another quantiser, or not at all (None).
+
+        Convolutions that mix its channels have its factor in their weights: set these afterwards.
+        """
         self._parameters[name] = self._rounding(name, quantizer)
+        if quantizer is not None:
+            self._current.activations[name] = quantizer
 
     def set_weight(self, name: str, quantizer: WeightQuantizer | None) -> None:
         """Give a convolution other weights, or those of the float network (None)."""
         self._packed[name] = self._pack(name, quantizer)
 
-    def reset(self) -> None:
-        """Round everything as at first."""
-        for name, activation in self.quantizers.activations.items():
-            self.set_activation(name, activation)
-        for name, weight in self.quantizers.weights.items():
-            self.set_weight(name, weight)
+    def apply(self, quantizers: Quantizers | None) -> None:
+        """Round everything as `quantizers` say, or nothing (None)."""
+        for name in self.quantizers.activations:
+            self.set_activation(name, None if quantizers is None else quantizers.activations.get(name))
+        for name in self.quantizers.weights:
+            self.set_weight(name, None if quantizers is None else quantizers.weights.get(name))
 
     def _rounding(self, name: str, quantizer: ActivationQuantizer | None) -> list:
         return [tvm.runtime.tensor(array) for array in parameter_values(quantizer, self._shapes[name])]
@@ -99,7 +105,7 @@ class SimulatedNetwork:
         spec, constants = self._orders[name]
         weight, bias = constants.weight, constants.bias
         if quantizer is not None:
-            weight = effective_weight(self._calls[name], quantizer, self.quantizers)
+            weight = effective_weight(self._calls[name], quantizer, self._current)
             if quantizer.correction is not None:
                 bias = bias + quantizer.correction.reshape(-1)
         kernel = deliver(spec, Constants(weight, bias, constants.channels, constants.pad), self._cpu)
@@ -116,8 +122,8 @@ class SimulatedNetwork:
             arguments += self._packed[name]
         results = run_on_threads(lambda: self._machine["main"](*arguments), effective_num_threads(None))
         arrays = [np.from_dlpack(result) for result in ([results] if hasattr(results, "shape") else results)]
-        outputs = dict(zip(self._outputs, arrays, strict=False))
-        observed = zip(self._observed, arrays[len(self._outputs) :], strict=True)
+        outputs = dict(zip(self.outputs, arrays, strict=False))
+        observed = zip(self._observed, arrays[len(self.outputs) :], strict=True)
         found = {name: self._plain(name, array) for name, array in observed}
         given = {name: batch[self._given[name]] for name in self._names if name in self._given}
         return {**outputs, **found, **given}
@@ -132,13 +138,7 @@ class SimulatedNetwork:
 
 
 def effective_weight(call: relax.Call, quantizer: WeightQuantizer, quantizers: Quantizers) -> np.ndarray:
-    """The weight of a convolution of real data that the integers stand for, float32: without the data's factors."""
-    data = call.args[0].name
-    factor = None
-    if data in quantizers.pixels:
-        factor = quantizers.pixels[data].scale
-    elif data in quantizers.activations and not is_depthwise(call):
-        factor = quantizers.activations[data].factor
-    if factor is None:
-        return quantizer.real.astype(np.float32)
-    return scale_inputs(call, quantizer.real, 1.0 / factor).astype(np.float32)
+    """The weight of a convolution of real data that the integers stand for, float32: its data not divided."""
+    divisor = quantizers.divisor(call)
+    real = quantizer.real if divisor is None else scale_inputs(call, quantizer.real, 1.0 / divisor)
+    return real.astype(np.float32)

@@ -1,0 +1,105 @@
+"""Rounding weights for the data they meet, instead of each to its nearest integer.
+
+A layer's error on its inputs x is  E|(Q - U) x|^2 = tr (Q - U) H (Q - U)',  with U the weights in units of their
+scales, Q the integers and H = E[x x'] the second moments of what the layer reads. Rounding to nearest minimises it only
+for inputs that are independent of each other; those of a convolution are anything but. This is AdaRound's objective
+(Nagel et al., *Up or Down? Adaptive Rounding for Post-Training Quantization*, 2020, arXiv:2004.10568, equation 14), a
+quadratic problem in integers per output channel. Instead of relaxing it, it is solved column by column, every error
+made good in the columns that are still open (Frantar et al., *GPTQ*, 2022, arXiv:2210.17323), and then improved by
+coordinate descent until no single weight can be moved for the better.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+DAMPING = 0.01
+"""Of the mean second moment, added to each: what a few inputs never showed may still come."""
+SWEEPS = 2
+"""Of coordinate descent, at most: few weights still move, and hardly any in a third."""
+_BLOCK = 128  # columns whose errors are passed on one by one; behind them by matrix product
+
+
+def learn_rounding(weight: np.ndarray, moments: np.ndarray, limit: int = 127) -> np.ndarray:
+    """Round one matrix.
+
+    Parameters
+    ----------
+    weight : float [O, K]
+        In units of the scales.
+    moments : float [K, K]
+        E[x x'] of the inputs.
+    limit : int
+        Largest magnitude of an integer.
+
+    Returns
+    -------
+    float32 [O, K]
+        Integers within ``[-limit, limit]``, never worse on `moments`, damped, than rounding to nearest.
+    """
+    weight = np.asarray(weight, np.float32)
+    nearest = np.clip(np.rint(weight), -limit, limit)
+    moments = damped(moments)
+    if not moments.any():
+        return nearest
+    learned = _descend(_with_feedback(weight, moments, limit), weight, moments, limit)
+    better = row_errors(learned - weight, moments) < row_errors(nearest - weight, moments)
+    return np.where(better[:, None], learned, nearest)
+
+
+def damped(moments: np.ndarray) -> np.ndarray:
+    """Second moments, float32 [K, K], with `DAMPING` on the diagonal."""
+    moments = np.array(moments, np.float32)
+    np.fill_diagonal(moments, moments.diagonal() + np.float32(DAMPING) * moments.diagonal().mean())
+    return moments
+
+
+def row_errors(error: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """e H e' of every row e of [O, K]."""
+    return np.einsum("ok,ok->o", error @ moments, error)
+
+
+def _with_feedback(weight: np.ndarray, moments: np.ndarray, limit: int) -> np.ndarray:
+    """Round column by column, the largest moments first; the columns behind take over what each lost."""
+    order = np.argsort(-moments.diagonal(), kind="stable")
+    inverse = np.linalg.inv(moments[np.ix_(order, order)].astype(np.float64))
+    upper = np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
+    open_columns, rounded = np.array(weight[:, order]), np.empty_like(weight)
+    for start in range(0, weight.shape[1], _BLOCK):
+        block = slice(start, min(start + _BLOCK, weight.shape[1]))
+        factors, columns = upper[block, block], open_columns[:, block]
+        lost = np.empty_like(columns)
+        for k in range(columns.shape[1]):
+            integers = np.clip(np.rint(columns[:, k]), -limit, limit)
+            lost[:, k] = (columns[:, k] - integers) / factors[k, k]
+            rounded[:, order[start + k]] = integers
+            columns[:, k + 1 :] -= np.outer(lost[:, k], factors[k, k + 1 :])
+        open_columns[:, block.stop :] -= lost @ upper[block, block.stop :]
+    return rounded
+
+
+def _descend(integers: np.ndarray, weight: np.ndarray, moments: np.ndarray, limit: int) -> np.ndarray:
+    """Move single weights to where the error is least, until none moves."""
+    integers, scale = np.array(integers), moments.diagonal()
+    gradient = (integers - weight) @ moments
+    for _ in range(SWEEPS):
+        moved = False
+        for start in range(0, weight.shape[1], _BLOCK):
+            block = slice(start, min(start + _BLOCK, weight.shape[1]))
+            own, columns, before = moments[block, block], gradient[:, block], integers[:, block].copy()
+            for k in range(columns.shape[1]):
+                column = integers[:, start + k]
+                target = np.clip(column - np.rint(columns[:, k] / scale[start + k]), -limit, limit)
+                step = target - column
+                if step.any():
+                    integers[:, start + k] = target
+                    columns += np.outer(step, own[k])
+            change = integers[:, block] - before
+            if change.any():
+                moved = True
+                update = change @ moments[block]
+                update[:, block] = 0
+                gradient += update
+        if not moved:
+            break
+    return integers

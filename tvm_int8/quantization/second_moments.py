@@ -1,0 +1,77 @@
+"""What a convolution reads on calibration data: means and second moments of its patches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from tvm import relax
+
+from tvm_int8.passes.expressions import const_value, op_name, shape_of
+
+LARGEST = 8192
+"""Inputs per output beyond which second moments are not kept: they would take more than 256 MB."""
+_PATCHES_PER_INPUT = 4  # of a weight, over all samples: fewer would leave second moments that are singular
+
+
+@dataclass
+class SecondMoments:
+    """Of the patches x [K] of one convolution, by group: E[x] [G, K] and E[x x'] [G, K, K].
+
+    Parameters
+    ----------
+    call : Call
+        The convolution of the float network.
+    samples : int
+        How many inputs are going to come.
+    """
+
+    call: relax.Call
+    samples: int
+    count: int = 0
+    _sum: np.ndarray | float = 0.0
+    _products: np.ndarray | float = 0.0
+    _generator: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    @property
+    def mean(self) -> np.ndarray:
+        """E[x], float64 [G, K]."""
+        return np.asarray(self._sum) / max(self.count, 1)
+
+    @property
+    def products(self) -> np.ndarray:
+        """E[x x'], float32 [G, K, K]."""
+        return np.asarray(self._products, np.float32) / max(self.count, 1)
+
+    @staticmethod
+    def applies(call: relax.Call) -> bool:
+        """Whether a convolution's patches can be looked at."""
+        return op_name(call) == "nn.conv2d" and int(np.prod(const_value(call.args[1]).shape[1:])) <= LARGEST
+
+    def update(self, data: np.ndarray) -> None:
+        """Take in what the convolution read of a batch, float [N, C, H, W]: some of its patches, chosen by chance."""
+        patches = self._patches(data)
+        self.count += patches.shape[0]
+        self._sum = self._sum + patches.sum(0, dtype=np.float64)
+        by_group = np.ascontiguousarray(patches.transpose(1, 2, 0))
+        self._products = self._products + np.matmul(by_group, by_group.transpose(0, 2, 1))
+
+    def _patches(self, data: np.ndarray) -> np.ndarray:
+        """Float32 [P, G, K]."""
+        attrs, (_, _, oh, ow) = self.call.attrs, shape_of(self.call)
+        groups, (_, in_group, kh, kw) = int(attrs.groups), const_value(self.call.args[1]).shape
+        top, left, bottom, right = (int(pad) for pad in attrs.padding)
+        padded = np.pad(data, ((0, 0), (0, 0), (top, bottom), (left, right)))
+        wanted = -(-_PATCHES_PER_INPUT * in_group * kh * kw // self.samples)
+        pixels = self._pixels(data.shape[0] * oh * ow, max(wanted, 64))
+        image, row, column = np.unravel_index(pixels, (data.shape[0], oh, ow))
+        rows = row[:, None, None] * int(attrs.strides[0]) + np.arange(kh)[None, :, None] * int(attrs.dilation[0])
+        columns = column[:, None, None] * int(attrs.strides[1]) + np.arange(kw)[None, None, :] * int(attrs.dilation[1])
+        found = padded[image[:, None, None], :, rows, columns]  # [P, kh, kw, C]
+        found = found.reshape(len(pixels), kh, kw, groups, in_group).transpose(0, 3, 4, 1, 2)
+        return np.ascontiguousarray(found, np.float32).reshape(len(pixels), groups, -1)
+
+    def _pixels(self, available: int, wanted: int) -> np.ndarray:
+        if available <= wanted:
+            return np.arange(available)
+        return np.sort(self._generator.choice(available, wanted, replace=False))
