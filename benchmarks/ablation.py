@@ -168,8 +168,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, row by row."""
     arguments = _arguments(argv)
     model = onnx_graph.logits_model(onnx.load(arguments.model))
-    batches = [_load_batches(path, model, arguments.count) for path in (arguments.calibration, arguments.test)]
-    judge = Judge(model, *batches, labels=None if arguments.labels is None else np.load(arguments.labels))
+    paths = arguments.calibration, arguments.test
+    calibration, test = (_load_batches(path, model, arguments.count) for path in paths)
+    judge = Judge(model, calibration, test, None if arguments.labels is None else np.load(arguments.labels))
     columns = ["", "SQNR dB", "as FP32"] + ([] if arguments.labels is None else ["accuracy"])
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     print(row("FP32", judge.fp32()))

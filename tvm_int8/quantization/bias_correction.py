@@ -164,14 +164,13 @@ def _convolved(call: relax.Call, data: _Channels) -> _Channels | None:
 
 
 def _concatenated(call: relax.Call, found: dict[Var, _Channels]) -> _Channels | None:
-    parts = [found.get(field) for field in call.args[0].fields]
-    if int(call.attrs.axis) not in (1, 1 - len(shape_of(call))) or any(part is None for part in parts):
+    fields = call.args[0].fields
+    parts = [found[field] for field in fields if field in found]
+    if int(call.attrs.axis) not in (1, 1 - len(shape_of(call))) or len(parts) < len(fields):
         return None
     mean = np.concatenate([part.mean for part in parts])
-    if any(part.values is None for part in parts):
-        return _Channels(mean)
-    values = [np.broadcast_to(part.values, (len(part.mean), len(_SHARES))) for part in parts]
-    return _Channels(mean, np.concatenate(values), object())
+    values = [np.broadcast_to(v, (len(v), len(_SHARES))) for v in (part.values for part in parts) if v is not None]
+    return _Channels(mean, np.concatenate(values), object()) if len(values) == len(parts) else _Channels(mean)
 
 
 def _selected(call: relax.Call, data: _Channels) -> _Channels | None:

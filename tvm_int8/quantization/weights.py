@@ -88,9 +88,9 @@ def quantize_weight(
     """
     weight = _checked(weight, axis, name, rounding)
     limit = weight_limit(bits)
-    scale = _scale(weight, axis, limit, clipping, importance)
-    if rounding == "sums" and axis is not None and weight.size <= SEARCHED_WEIGHTS * scale.size:
-        scale = _best_scale(weight, scale, _others(weight, axis), limit)
+    scale, others = _scale(weight, axis, limit, clipping, importance), _others(weight, axis)
+    if rounding == "sums" and others is not None and weight.size <= SEARCHED_WEIGHTS * scale.size:
+        scale = _best_scale(weight, scale, others, limit)
     quantized = _rounded(weight / scale, limit, rounding)
     return quantized.astype(np.int8), scale.reshape(() if axis is None else -1)
 
