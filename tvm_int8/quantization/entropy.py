@@ -9,8 +9,11 @@ Every candidate range [a, b) of histogram bins is judged by the Kullback-Leibler
 
 Source: S. Migacz, *8-bit Inference with TensorRT*, GTC 2017, where a range is [0, b) for |x| and has 128 levels; so it
 is here for symmetric activations. Values of both signs have both ends searched, on a coarse grid of pairs and then on a
-fine one around the best. Much as in NVIDIA's pytorch-quantization, the bin that holds zero counts no more than the
-larger of its neighbours: zero is exact in every range, and ReLU makes lots of it.
+fine one around the best.
+
+A bin that stands out counts as much as the ones around it. In NVIDIA's pytorch-quantization that holds for zero, of
+which ReLU makes lots; but a dead channel does the same with any constant, and one such spike, spread over its level,
+diverges more than all that clipping does.
 
 Q is constant over the bins of a level. So a candidate costs one look-up of cumulative counts per level, and not a pass
 over the histogram.
@@ -21,12 +24,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from tvm_int8.quantization.observers import MAX_BINS, Histogram
 
 LEVELS = 255
 SYMMETRIC_LEVELS = 128
 SMOOTHING = 1e-4
+SPIKE = 4
+"""A bin stands out if it holds more than this many times the median of the `AROUND` nearest ones that are not empty."""
+AROUND = 31
 CANDIDATES = 256
 """Ends tried where the other one is zero, evenly spaced."""
 COARSE = 0.86 ** np.arange(24)
@@ -72,14 +79,16 @@ def _bins_around_zero(seen: Histogram) -> _Bins:
     index = index >> shift
     first, last = min(int(index[0]), 0), max(int(index[-1]), -1)
     counts = np.bincount(index - first, np.asarray(seen.counts, np.float64), last - first + 1)
-    _level_zero(counts, -first)
-    return _Bins(counts, -first, seen.width * 2.0**shift)
+    return _Bins(_without_spikes(counts), -first, seen.width * 2.0**shift)
 
 
-def _level_zero(counts: np.ndarray, zero: int) -> None:
-    neighbours = [counts[i] for i in (zero - 1, zero + 1) if 0 <= i < len(counts)]
-    if zero < len(counts) and neighbours:
-        counts[zero] = min(counts[zero], max(neighbours))
+def _without_spikes(counts: np.ndarray) -> np.ndarray:
+    filled = counts[counts > 0]
+    half = min(AROUND // 2, max(len(filled) - 1, 0))
+    around = np.median(sliding_window_view(np.pad(filled, half, mode="reflect"), 2 * half + 1), axis=1)
+    leveled = counts.copy()
+    leveled[counts > 0] = np.where(filled > SPIKE * around, around, filled)
+    return leveled
 
 
 def _folded(bins: _Bins) -> _Bins:
