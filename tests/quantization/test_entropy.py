@@ -147,9 +147,9 @@ def test_seventy_tensors_take_less_than_three_seconds():
     both, positive = _observed(rng.standard_normal(100_000)), _observed(np.abs(rng.standard_normal(100_000)))
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         entropy_range(both)
         entropy_range(positive)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert 35 * min(seconds) < 3.0
     assert len(both.counts) > LEVELS
