@@ -16,7 +16,7 @@ PRODUCTS = (*CONVOLUTIONS, "nn.conv1d", "nn.conv3d", "matmul")
 
 
 def float_reasons(mod: tvm.IRModule) -> dict[str, str]:
-    """Layer -> why it is not in INT8, for those that a QDQ module (after DenseToConv2d) shows a reason for."""
+    """Layer -> why it is not in INT8, for those that a QDQ module (after MoveIntegers) shows a reason for."""
     flow = Dataflow(mod)
     reasons: dict[str, str] = {}
     for binding in flow.bindings:

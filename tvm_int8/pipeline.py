@@ -19,6 +19,7 @@ from tvm_int8.passes.fold_batch_norm import FoldBatchNorm
 from tvm_int8.passes.fold_constants import FoldConstants
 from tvm_int8.passes.fold_scale_shift import FoldScaleShift
 from tvm_int8.passes.insert_qdq import InsertQdq
+from tvm_int8.passes.lift_constants import LiftConstants
 from tvm_int8.passes.merge_gathers import MergeGathers
 from tvm_int8.passes.merge_quantizes import MergeQuantizes
 from tvm_int8.passes.move_integers import MoveIntegers
@@ -94,8 +95,8 @@ def quantize(
     return InsertQdq(table, config, quantizers)
 
 
-def order() -> tvm.transform.Pass:
-    """Passes 3, first half: QDQ (or float) -> kernel orders on logical tensors."""
+def integers() -> tvm.transform.Pass:
+    """Passes 3, first steps: QDQ as quantisers write it -> QDQ as kernels compute it."""
     return tvm.transform.Sequential(
         [
             MergeQuantizes(),  # first, because what follows asks whether one quantize is a tensor's only reader
@@ -103,7 +104,16 @@ def order() -> tvm.transform.Pass:
             DequantizeLate(),
             QuantizeEarly(),  # with the above before moving integers, because they leave pairs around what moves
             UnsignedActivations(),  # before everything that reads scales, because kernels take uint8
-            MoveIntegers(),  # before ordering, because a moved integer needs no dequantize
+            MoveIntegers(),  # last, because a moved integer needs no dequantize
+        ]
+    )
+
+
+def order() -> tvm.transform.Pass:
+    """Passes 3, first half: QDQ (or float) -> kernel orders on logical tensors."""
+    return tvm.transform.Sequential(
+        [
+            integers(),
             RecognizeChannelShuffle(),  # again, because only now shuffles of imported QDQ models are free of QDQ
             RecognizeDepthToSpace(),  # after moving integers, because they may be what it reads
             OrderKernels(),
@@ -141,6 +151,11 @@ def schedule(cpu: Cpu, choose: Choose = lambda spec: None) -> tvm.transform.Pass
 def lower(cpu: Cpu, choose: Choose = lambda spec: None) -> tvm.transform.Pass:
     """Passes 3: QDQ (or float) -> calls of scheduled functions, with the knobs that `choose` knows for a spec."""
     return tvm.transform.Sequential([place(), schedule(cpu, choose)])
+
+
+def lift_constants(names: list[str]) -> tvm.transform.Pass:
+    """Scheduled functions whose constants are parameters, for the kernels that bind `names`."""
+    return LiftConstants(names)
 
 
 def to_executable() -> tvm.transform.Pass:

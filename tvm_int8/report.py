@@ -47,7 +47,8 @@ class Report(Sequence[LayerRow]):
     @property
     def summary(self) -> str:
         """One line: how many of the layers that cost time are in INT8, how many tuned, and the memory they need."""
-        heavy = [row for row in self._rows if is_multiplying(row.op)]
+        # A layer's last row is its own: sums of its data, for weights with zero points, come before it.
+        heavy = list({row.layer: row for row in self._rows if is_multiplying(row.op)}.values())
         int8 = sum(row.precision == "int8" for row in heavy)
         tuned = sum(row.origin.startswith("tuned") for row in heavy)
         counts = f"{int8}/{len(heavy)} convolution and dense layers in INT8; tuned {tuned}/{len(heavy)}"
