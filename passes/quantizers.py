@@ -61,6 +61,14 @@ class ActivationQuantizer:
         """Whether every channel has a scale of its own."""
         return self.scale.ndim == 1
 
+    def rounded(self, values: np.ndarray) -> np.ndarray:
+        """What the integers of real values [N, C, ...] stand for, float32."""
+        spread = [1, -1, *[1] * (values.ndim - 2)] if self.per_channel else []
+        scale, zero_point = self.scale.reshape(spread), self.zero_point.reshape(spread).astype(np.float32)
+        limits = np.iinfo(self.dtype)
+        integers = np.clip(np.rint(values / scale) + zero_point, limits.min, limits.max)
+        return (integers - zero_point) * scale
+
 
 @dataclass(frozen=True)
 class WeightQuantizer:

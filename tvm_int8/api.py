@@ -17,14 +17,14 @@ from tvm_int8.describe import describe
 from tvm_int8.errors import CalibrationError, ConfigError
 from tvm_int8.frontend import load_model
 from tvm_int8.memory import memory_of
-from tvm_int8.passes.batch_norm_outputs import batch_norm_outputs
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import op_name
 from tvm_int8.passes.float_reasons import float_reasons
 from tvm_int8.passes.quantization_plan import plan_quantization
 from tvm_int8.quantization.calibration_table import CalibrationTable
 from tvm_int8.quantization.layer_sqnr import layer_sqnr
-from tvm_int8.quantization.ranges import find_ranges, observe_ranges
+from tvm_int8.quantization.quantize import equalized, quantize_network
+from tvm_int8.quantization.ranges import observe_ranges
 from tvm_int8.quantized_model import QuantizedModel
 from tvm_int8.runtime import CompiledModule, load
 from tvm_int8.target import missing_features, parse_target
@@ -184,12 +184,12 @@ def calibrate(
     if method is not None:
         chosen = replace(chosen, method=method)
     inputs = _Inputs(input_shapes, input_dtype, input_mean, input_std)
-    mod = pipeline.canonical_float()(inputs.load(model))
-    if _is_quantized(mod):
+    imported = inputs.load(model)
+    if _is_quantized(imported):
         raise CalibrationError(
             "model", "a QDQ model", "a float model", "its scales are in it already: compile it as it is"
         )
-    return observe_ranges(mod, data, chosen, progress, keep_histograms)
+    return observe_ranges(equalized(imported, chosen), data, chosen, progress, keep_histograms)
 
 
 def _config(quantization: Any) -> QuantizationConfig | None:
@@ -239,21 +239,19 @@ def _quantize(
     model: Any, calibration: Any, config: QuantizationConfig | None, inputs: _Inputs, progress: bool
 ) -> QuantizedModel:
     """Import, find the ranges, insert QDQ; with config None, import alone."""
-    imported = inputs.load(model)
-    mod, notes = pipeline.canonical_float()(imported), inputs.notes()
-    if config is None:
-        return QuantizedModel(mod, mod, None, notes=notes)
-    if _is_quantized(mod):
+    imported, notes = inputs.load(model), inputs.notes()
+    if config is None or _is_quantized(imported):
+        mod = pipeline.canonical_float()(imported)
+        if config is None:
+            return QuantizedModel(mod, mod, None, notes=notes)
         if calibration is not None:
             warnings.warn(
                 "the model is quantised already (QDQ): its own scales are used, calibration is ignored", stacklevel=3
             )
         return QuantizedModel(mod, mod, config, notes={**notes, "ranges": "the model's own QDQ scales"})
-    batch_norms = batch_norm_outputs(imported, mod) if calibration is None else {}
-    table, reference = find_ranges(mod, calibration, config, progress, batch_norms)
-    quantized = pipeline.quantize(table, config)(mod)
     notes["ranges"] = "calibration" if calibration is not None else "data-free"
-    return QuantizedModel(quantized, mod, config, table, notes, reference)
+    found = quantize_network(imported, calibration, config, progress)
+    return QuantizedModel(found.mod, found.float_mod, found.config, found.table, notes, found.reference)
 
 
 def _refuse_to_quantize_again(calibration: Any, quantization: Any, inputs: _Inputs) -> None:
@@ -283,7 +281,7 @@ def _reasons(quantized: QuantizedModel) -> dict[str, str]:
     if quantized.config is None:
         return {"*": "compiled with quantization=None"}
     if quantized.table is None:
-        return {"*": "the QDQ model leaves it in float", **float_reasons(quantized.mod)}
+        return {"*": "the QDQ model leaves it in float", **float_reasons(pipeline.integers()(quantized.mod))}
     plan = plan_quantization(Dataflow(quantized.float_mod), quantized.config)
     reasons = {}
     for unit in plan.units:

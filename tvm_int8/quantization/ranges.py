@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,14 +29,25 @@ from tvm_int8.quantization.data_free import (
 from tvm_int8.quantization.float_network import FloatNetwork
 
 SYNTHETIC_BATCHES = 8
+KEPT_BYTES = 256 << 20
+"""Of calibration data that is looked at again, at most."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the quantised network is compared with: the float network's tensors on one batch of inputs."""
+    """What the quantised network is compared with: the float network's tensors on the first batches of inputs.
+
+    typical : whether the batches are what was calibrated on, not made up to fit a table
+    """
 
     network: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
-    batch: dict[str, np.ndarray]
+    batches: Sequence[dict[str, np.ndarray]]
+    typical: bool = True
+
+    @property
+    def batch(self) -> dict[str, np.ndarray]:
+        """The first one."""
+        return self.batches[0]
 
 
 class LazyNetwork:
@@ -54,18 +65,20 @@ class LazyNetwork:
 
 
 class _KeepFirst:
-    """Passes batches on and remembers the first one, for the report's SQNR."""
+    """Passes batches on and remembers the first ones, as many as `count` and `KEPT_BYTES` allow, but at least one."""
 
-    def __init__(self, batches):
-        self.batches, self.first = batches, None
+    def __init__(self, batches, count: int):
+        self.batches, self.count = batches, count
+        self.first: list[dict[str, np.ndarray]] = []
 
     def __length_hint__(self) -> int:
         return operator.length_hint(self.batches, 0)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         for batch in self.batches:
-            if self.first is None:
-                self.first = {name: np.array(array) for name, array in batch.items()}
+            size = sum(array.nbytes for array in batch.values())
+            if not self.first or (len(self.first) < self.count and (len(self.first) + 1) * size <= KEPT_BYTES):
+                self.first.append({name: np.array(array) for name, array in batch.items()})
             yield batch
 
 
@@ -79,7 +92,12 @@ def input_specs(mod: tvm.IRModule) -> list[InputSpec]:
 
 
 def find_ranges(
-    mod: tvm.IRModule, calibration: Any, config: QuantizationConfig, progress: bool, batch_norms: Mapping
+    mod: tvm.IRModule,
+    calibration: Any,
+    config: QuantizationConfig,
+    progress: bool,
+    batch_norms: Mapping,
+    kept: int = 1,
 ) -> tuple[CalibrationTable, Reference]:
     """The table of a canonical float module, and what the report compares with.
 
@@ -94,6 +112,8 @@ def find_ranges(
         Show a progress bar.
     batch_norms : mapping
         What `passes.batch_norm_outputs` knows without data.
+    kept : int
+        How many batches the reference is to have.
     """
     plan = plan_quantization(Dataflow(mod), config)
     for pattern in config.unmatched_exclusions([(unit.layer, unit.op) for unit in plan.units]):
@@ -106,14 +126,14 @@ def find_ranges(
         table = calibration if isinstance(calibration, CalibrationTable) else CalibrationTable.load(calibration)
         table.check_model([var.name for var in _all_vars(mod)], points)
         batch = next(synthetic_batches(specs, 1))
-        return table, Reference(network, _scaled_to(table, batch, mod))
+        return table, Reference(network, [_scaled_to(table, batch, mod)], typical=False)
     if calibration is None:
         values = fit_input_values(network, specs, first)
         warn_data_free(values, stacklevel=5)
-        batches = _KeepFirst(list(synthetic_batches(specs, SYNTHETIC_BATCHES, values or STANDARDISED)))
+        batches = _KeepFirst(list(synthetic_batches(specs, SYNTHETIC_BATCHES, values or STANDARDISED)), kept)
     else:
-        batches = _KeepFirst(CalibrationBatches(calibration, specs))
-    table = _collect(network, batches, plan, config, progress, stacklevel=5)
+        batches = _KeepFirst(CalibrationBatches(calibration, specs), kept)
+    table = _collect(network, batches, plan, config, progress, 5, config.range_search)
     return table, Reference(network, batches.first)
 
 

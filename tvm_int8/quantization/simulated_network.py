@@ -15,7 +15,6 @@ from tvm_int8.passes.assign_layouts import unpack
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import shape_of
 from tvm_int8.passes.groups import fusion_groups, logical_shape
-from tvm_int8.passes.lift_constants import LiftConstants
 from tvm_int8.passes.linear_layers import scale_inputs
 from tvm_int8.passes.quantizers import ActivationQuantizer, Quantizers, WeightQuantizer
 from tvm_int8.passes.simulate_quantization import parameter_values
@@ -57,7 +56,9 @@ class SimulatedNetwork:
         simulated = pipeline.simulate([*quantizers.activations])(mod)
         self._build(pipeline.observe(self._observed)(simulated))
         self._parameters = {name: self._rounding(name, q) for name, q in quantizers.activations.items()}
-        self._packed = {name: self._pack(name, q) for name, q in quantizers.weights.items()}
+        self._exact = {name: self._pack(name, None) for name in quantizers.weights}
+        self._first = {name: self._pack(name, q) for name, q in quantizers.weights.items()}
+        self._packed = dict(self._first)
 
     def _build(self, mod: tvm.IRModule) -> None:
         resolved = parse_target("native")
@@ -72,7 +73,7 @@ class SimulatedNetwork:
                 self._orders[name] = spec_of(call), Constants.of(constants_of(call))
                 bindings[name] = binding.var.name
         lowered = pipeline.schedule(resolved.cpu)(placed)
-        lifted = LiftConstants([bindings[name] for name in self.quantizers.weights])(lowered)
+        lifted = pipeline.lift_constants([bindings[name] for name in self.quantizers.weights])(lowered)
         executable, _ = generate_code(lifted, resolved.tvm_target)
         self._machine = relax.VirtualMachine(executable, tvm.cpu())
 
@@ -89,7 +90,14 @@ class SimulatedNetwork:
 
     def set_weight(self, name: str, quantizer: WeightQuantizer | None) -> None:
         """Give a convolution other weights, or those of the float network (None)."""
-        self._packed[name] = self._pack(name, quantizer)
+        data = self._calls[name].args[0].name
+        as_first = self._current.activations.get(data) is self.quantizers.activations.get(data)
+        if quantizer is None:
+            self._packed[name] = self._exact[name]
+        elif quantizer is self.quantizers.weights[name] and as_first:
+            self._packed[name] = self._first[name]
+        else:
+            self._packed[name] = self._pack(name, quantizer)
 
     def apply(self, quantizers: Quantizers | None) -> None:
         """Round everything as `quantizers` say, or nothing (None)."""

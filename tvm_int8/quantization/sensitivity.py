@@ -1,0 +1,136 @@
+"""How much of the noise in a network's outputs each layer is to blame for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+import tvm
+from tqdm import tqdm
+
+from tvm_int8.config import QuantizationConfig
+from tvm_int8.passes.dataflow import Dataflow
+from tvm_int8.passes.expressions import const_value, shape_of
+from tvm_int8.passes.quantization_plan import Unit, plan_quantization
+from tvm_int8.passes.quantizers import Quantizers
+from tvm_int8.quantization.output_noise import Batch, OutputNoise, decibels
+from tvm_int8.quantization.simulated_network import SimulatedNetwork
+
+FLOAT_COST = 4.0
+"""How many times longer a multiplication takes in FP32 than in INT8, on AVX-512 with VNNI."""
+MACS_PER_BYTE = 2.0
+"""How many multiplications in FP32 take as long as reading or writing one byte."""
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """A convolution or dense layer.
+
+    Parameters
+    ----------
+    layer, op : str
+        The user's name of it, and its operator.
+    alone : float
+        Noise power over signal power at the outputs when nothing but this layer is quantised.
+    without : float
+        The same when everything but this layer is.
+    int8_time, float_time : float
+        What it takes, estimated, in units of one multiplication in FP32.
+    """
+
+    layer: str
+    op: str
+    alone: float
+    without: float
+    int8_time: float
+    float_time: float
+
+    @property
+    def cost(self) -> float:
+        """What it takes longer in FP32."""
+        return self.float_time - self.int8_time
+
+    @property
+    def alone_db(self) -> float:
+        """SQNR of the outputs with only this layer quantised."""
+        return decibels(self.alone)
+
+    @property
+    def without_db(self) -> float:
+        """SQNR of the outputs with all layers but this one quantised."""
+        return decibels(self.without)
+
+
+class Sensitivity:
+    """Measures the noise of parts of a network.
+
+    Parameters
+    ----------
+    mod : IRModule
+        Canonical float module.
+    config : QuantizationConfig
+        What it is quantised with, some layers already excluded perhaps.
+    quantizers : Quantizers
+        Of that module.
+    batches : sequence of batches
+        Some typical inputs.
+    """
+
+    def __init__(
+        self, mod: tvm.IRModule, config: QuantizationConfig, quantizers: Quantizers, batches: Sequence[Batch]
+    ):
+        self.flow, self.config, self.quantizers = Dataflow(mod), config, quantizers
+        self.network = SimulatedNetwork(mod, quantizers)
+        self._noise = OutputNoise(self.network, batches)
+        plan = plan_quantization(self.flow, config)
+        self.units = {unit.layer: unit for unit in plan.units if unit.kind == "compute"}
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers that compute in INT8."""
+        return list(self.units)
+
+    def noise(self, floating: Collection[str]) -> float:
+        """Noise power over signal power at the outputs, some layers left in FP32."""
+        self.network.apply(self._restricted(floating))
+        return self._noise.measure()
+
+    def sqnr_db(self, floating: Collection[str] = ()) -> float:
+        """SQNR of the outputs in dB, some layers left in FP32."""
+        return decibels(self.noise(floating))
+
+    def _restricted(self, floating: Collection[str]) -> Quantizers:
+        config = replace(self.config, exclude=(*self.config.exclude, *floating))
+        plan = plan_quantization(self.flow, config)
+        rounded = {var.name for var in plan.quantized}
+        computing = {unit.group.anchor.var.name for unit in plan.units if unit.kind == "compute"}
+        return Quantizers(
+            {name: q for name, q in self.quantizers.activations.items() if name in rounded},
+            {name: q for name, q in self.quantizers.weights.items() if name in computing},
+            self.quantizers.pixels,
+        )
+
+    def measure(self, progress: bool = True) -> list[LayerSensitivity]:
+        """All layers, in the order of the network."""
+        found = []
+        for layer in tqdm(self.layers, "sensitivity", unit="layer", disable=None if progress else True):
+            alone = self.noise([other for other in self.layers if other != layer])
+            unit = self.units[layer]
+            found.append(LayerSensitivity(layer, unit.op, alone, self.noise([layer]), *times(unit)))
+        return found
+
+
+def times(unit: Unit) -> tuple[float, float]:
+    """What a layer takes in INT8 and in FP32, estimated, in units of one multiplication in FP32."""
+    call = unit.group.anchor.value
+    weight, (n, _, height, width) = const_value(call.args[1]), shape_of(call)
+    macs = n * height * width * weight.size
+    moved = MACS_PER_BYTE * (sum(_elements(var) for var in unit.inputs) + _elements(unit.output) + weight.size)
+    return macs / FLOAT_COST + moved, macs + 4 * moved
+
+
+def _elements(var) -> int:
+    count = 1
+    for extent in shape_of(var):
+        count *= extent
+    return count
