@@ -6,8 +6,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from tests.frontend.running import assert_canonical, calls, layer_names, op_counts, run_relax  # noqa: E402
+from tests.passes.qdq_testing import orders  # noqa: E402
+from tvm_int8 import pipeline  # noqa: E402
 from tvm_int8.errors import ModelError  # noqa: E402
 from tvm_int8.frontend import load_model  # noqa: E402
+from tvm_int8.frontend.torch_quantize import register_quantization  # noqa: E402
+from tvm_int8.reference.network import run_network  # noqa: E402
+from tvm_int8.specs import Conv2d  # noqa: E402
 
 nn, functional = torch.nn, torch.nn.functional
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -121,6 +126,62 @@ class Everything(nn.Module):
 def test_operators():
     module = check(Everything(), torch.randn(1, 4, 8, 8))
     assert not calls(module, "nn.avg_pool3d")
+
+
+class Quantised(nn.Module):
+    """What `convert_pt2e` leaves: integer weights per channel, uint8 activations per tensor, float biases."""
+
+    def __init__(self, low=0, high=255):
+        super().__init__()
+        self.low, self.high = low, high
+        generator = torch.Generator().manual_seed(0)
+        for name, shape in {"conv": (8, 3, 3, 3), "fc": (5, 8)}.items():
+            weight = torch.randint(-127, 128, shape, dtype=torch.int8, generator=generator)
+            self.register_buffer(f"{name}_weight", weight)
+            self.register_buffer(f"{name}_scale", torch.rand(shape[0], generator=generator) * 0.01 + 0.001)
+            self.register_buffer(f"{name}_zero", torch.zeros(shape[0], dtype=torch.int64))
+        self.bias = nn.Parameter(torch.randn(8, generator=generator))
+        self.register_buffer("scale", torch.tensor([0.02]))
+        self.register_buffer("zero", torch.tensor([3]))
+
+    def weight(self, name):
+        values = [getattr(self, f"{name}_{part}") for part in ("weight", "scale", "zero")]
+        return torch.ops.quantized_decomposed.dequantize_per_channel(*values, 0, -128, 127, torch.int8)
+
+    def rounded(self, x, scale, zero_point):
+        ops, bounds = torch.ops.quantized_decomposed, (self.low, self.high, torch.uint8)
+        if isinstance(scale, float):
+            return ops.dequantize_per_tensor(
+                ops.quantize_per_tensor(x, scale, zero_point, *bounds), scale, zero_point, *bounds
+            )
+        stored = ops.quantize_per_tensor.tensor(x, scale, zero_point, *bounds)
+        return ops.dequantize_per_tensor.tensor(stored, scale, zero_point, *bounds)
+
+    def forward(self, x):
+        x = functional.conv2d(self.rounded(x, 0.03, 60), self.weight("conv"), self.bias, padding=1)
+        x = self.rounded(functional.relu(x), self.scale, self.zero)
+        x = torch.flatten(functional.adaptive_avg_pool2d(x, 1), 1)
+        return functional.linear(self.rounded(x, 0.011, 0), self.weight("fc"))
+
+
+@pytest.mark.parametrize("bounds", [(0, 255), (0, 127)], ids=["8 bits", "7 bits"])
+@pytest.mark.parametrize("saved", [False, True])
+def test_quantised_program(saved, bounds, tmp_path):
+    register_quantization()
+    model, x = Quantised(*bounds), torch.randn(1, 3, 16, 16)
+    program = torch.export.export(model.eval(), (x,))
+    if saved:
+        torch.export.save(program, tmp_path / "net.pt2")
+    module = load_model(tmp_path / "net.pt2" if saved else program)
+    counts = op_counts(module)
+    assert (counts["quantize"], counts["dequantize"], counts["nn.conv2d"]) == (3, 5, 1)
+    assert ("maximum" in counts) == (bounds != (0, 255))
+    ordered = pipeline.order()(pipeline.canonical_float()(module))
+    convolutions = [spec for spec in orders(ordered) if isinstance(spec, Conv2d)]
+    assert [spec.inputs[0].dtype for spec in convolutions] == ["uint8", "uint8"]
+    (result,), wanted = run_network(ordered, x.numpy()), model(x).detach().numpy()
+    np.testing.assert_allclose(result, wanted, atol=0.02)  # one unit of a rounded tensor, behind the last weights
+    assert np.abs(wanted).max() > 0.1
 
 
 def test_errors(tmp_path):

@@ -17,6 +17,7 @@ from ..errors import ModelError
 from .messages import reason_of
 from .onnx_file import reject_unknown_names, resolve_shape
 from .relax_importer import import_relax
+from .torch_quantize import quantization_converters, register_quantization
 
 
 def import_pt2(path: Path, input_shapes: Mapping[str, Sequence[int]]) -> tvm.IRModule:
@@ -30,6 +31,7 @@ def import_pt2(path: Path, input_shapes: Mapping[str, Sequence[int]]) -> tvm.IRM
     if not path.is_file():
         raise ModelError(str(path), "no such file", "a .pt2 file", "check the path")
     torch = _import_torch(str(path))
+    register_quantization()
     try:
         with _without_warnings():
             program = torch.export.load(str(path))
@@ -147,7 +149,7 @@ def _importer_class(layer_names: dict[str, str]):
 
     class NamingImporter(ExportedProgramImporter):
         def create_convert_map(self):
-            converters = {**super().create_convert_map(), "mish.default": self._mish}
+            converters = {**super().create_convert_map(), **quantization_converters(self), "mish.default": self._mish}
             return {name: self._noting(convert) for name, convert in converters.items()}
 
         def _mish(self, node):
