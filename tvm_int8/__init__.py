@@ -30,6 +30,7 @@ find_mapped_packages()
 if TYPE_CHECKING:
     from tvm_int8.api import calibrate, compile, quantize
     from tvm_int8.config import QuantizationConfig
+    from tvm_int8.mixed_precision import MixedPrecision, mixed_precision
     from tvm_int8.quantization.calibration_table import CalibrationTable
     from tvm_int8.quantized_model import QuantizedModel
     from tvm_int8.runtime import CompiledModule, load
@@ -42,6 +43,8 @@ _LAZY = {
     "calibrate": "tvm_int8.api",
     "quantize": "tvm_int8.api",
     "CalibrationTable": "tvm_int8.quantization.calibration_table",
+    "MixedPrecision": "tvm_int8.mixed_precision",
+    "mixed_precision": "tvm_int8.mixed_precision",
     "QuantizationConfig": "tvm_int8.config",
     "QuantizedModel": "tvm_int8.quantized_model",
     "CompiledModule": "tvm_int8.runtime",
@@ -57,6 +60,7 @@ __all__ = [
     "CalibrationTable",
     "CompiledModule",
     "ConfigError",
+    "MixedPrecision",
     "ModelError",
     "QuantizationConfig",
     "QuantizedModel",
@@ -68,6 +72,7 @@ __all__ = [
     "calibrate",
     "compile",
     "load",
+    "mixed_precision",
     "quantize",
     "tune",
 ]

@@ -23,7 +23,7 @@ from tvm_int8.passes.float_reasons import float_reasons
 from tvm_int8.passes.quantization_plan import plan_quantization
 from tvm_int8.quantization.calibration_table import CalibrationTable
 from tvm_int8.quantization.layer_sqnr import layer_sqnr
-from tvm_int8.quantization.quantize import equalized, quantize_network
+from tvm_int8.quantization.quantize import Quantization, equalized, quantize_network
 from tvm_int8.quantization.ranges import observe_ranges
 from tvm_int8.quantized_model import QuantizedModel
 from tvm_int8.runtime import CompiledModule, load
@@ -86,13 +86,13 @@ def compile(
     TvmInt8Error
         One of its children, saying where, what was found, what was expected and what to do.
     """
-    config = _config(quantization)
+    config = resolve_config(quantization)
     _check_threads(num_threads)
     resolved = parse_target(target)
     if num_threads is not None:
         resolved = replace(resolved, cpu=replace(resolved.cpu, threads=num_threads))
     choose = lookup(tuning_logs, resolved)
-    inputs = _Inputs(input_shapes, input_dtype, input_mean, input_std)
+    inputs = Inputs(input_shapes, input_dtype, input_mean, input_std)
     if isinstance(model, QuantizedModel):
         _refuse_to_quantize_again(calibration, quantization, inputs)
         quantized = model
@@ -142,10 +142,10 @@ def quantize(
     TvmInt8Error
         One of its children, as for `compile`.
     """
-    chosen = _config(config)
+    chosen = resolve_config(config)
     if chosen is None:
         raise ConfigError("option 'config'", "None", "options of quantisation", "leave it out for the defaults")
-    inputs = _Inputs(input_shapes, input_dtype, input_mean, input_std)
+    inputs = Inputs(input_shapes, input_dtype, input_mean, input_std)
     return _quantize(model, calibration, chosen, inputs, progress)
 
 
@@ -180,19 +180,20 @@ def calibrate(
     CalibrationTable
         Save it with `.save(path)`; `compile(model, calibration=table)` uses it.
     """
-    chosen = _config(config) or DEFAULT
+    chosen = resolve_config(config) or DEFAULT
     if method is not None:
         chosen = replace(chosen, method=method)
-    inputs = _Inputs(input_shapes, input_dtype, input_mean, input_std)
+    inputs = Inputs(input_shapes, input_dtype, input_mean, input_std)
     imported = inputs.load(model)
-    if _is_quantized(imported):
+    if is_quantized(imported):
         raise CalibrationError(
             "model", "a QDQ model", "a float model", "its scales are in it already: compile it as it is"
         )
     return observe_ranges(equalized(imported, chosen), data, chosen, progress, keep_histograms)
 
 
-def _config(quantization: Any) -> QuantizationConfig | None:
+def resolve_config(quantization: Any) -> QuantizationConfig | None:
+    """What a user gave as options of quantisation."""
     if quantization is None or isinstance(quantization, QuantizationConfig):
         return quantization
     if isinstance(quantization, Mapping):
@@ -208,7 +209,7 @@ def _config(quantization: Any) -> QuantizationConfig | None:
 
 
 @dataclass(frozen=True)
-class _Inputs:
+class Inputs:
     """How the user wants the network's inputs."""
 
     shapes: Mapping[str, Sequence[int]] | None
@@ -236,11 +237,11 @@ class _Inputs:
 
 
 def _quantize(
-    model: Any, calibration: Any, config: QuantizationConfig | None, inputs: _Inputs, progress: bool
+    model: Any, calibration: Any, config: QuantizationConfig | None, inputs: Inputs, progress: bool
 ) -> QuantizedModel:
     """Import, find the ranges, insert QDQ; with config None, import alone."""
     imported, notes = inputs.load(model), inputs.notes()
-    if config is None or _is_quantized(imported):
+    if config is None or is_quantized(imported):
         mod = pipeline.canonical_float()(imported)
         if config is None:
             return QuantizedModel(mod, mod, None, notes=notes)
@@ -251,10 +252,17 @@ def _quantize(
         return QuantizedModel(mod, mod, config, notes={**notes, "ranges": "the model's own QDQ scales"})
     notes["ranges"] = "calibration" if calibration is not None else "data-free"
     found = quantize_network(imported, calibration, config, progress)
-    return QuantizedModel(found.mod, found.float_mod, found.config, found.table, notes, found.reference)
+    given = set(config.exclude)
+    return quantized_model(found, notes, [layer for layer in found.config.exclude if layer not in given])
 
 
-def _refuse_to_quantize_again(calibration: Any, quantization: Any, inputs: _Inputs) -> None:
+def quantized_model(found: Quantization, notes: Mapping[str, Any], floats: Sequence[str] = ()) -> QuantizedModel:
+    """What `quantize` returns; `floats` are the layers that were left in FP32 for accuracy."""
+    notes = {"ranges": "calibration", **notes, **({"float_for_accuracy": list(floats)} if floats else {})}
+    return QuantizedModel(found.mod(), found.float_mod, found.config, found.table, notes, found.reference)
+
+
+def _refuse_to_quantize_again(calibration: Any, quantization: Any, inputs: Inputs) -> None:
     given = {"calibration": calibration, "quantization": None if quantization is DEFAULT else quantization}
     given |= {f"input_{name}": getattr(inputs, name) for name in ("shapes", "dtype", "mean", "std")}
     for option, value in given.items():
@@ -272,7 +280,8 @@ def _check_threads(num_threads: Any) -> None:
         )
 
 
-def _is_quantized(mod: tvm.IRModule) -> bool:
+def is_quantized(mod: tvm.IRModule) -> bool:
+    """Whether a network came quantised."""
     return any(op_name(binding.value) == "quantize" for binding in Dataflow(mod).bindings)
 
 
@@ -284,8 +293,11 @@ def _reasons(quantized: QuantizedModel) -> dict[str, str]:
         return {"*": "the QDQ model leaves it in float", **float_reasons(pipeline.integers()(quantized.mod))}
     plan = plan_quantization(Dataflow(quantized.float_mod), quantized.config)
     reasons = {}
+    for_accuracy = set(quantized.notes.get("float_for_accuracy", ()))
     for unit in plan.units:
-        if unit.reason:
+        if unit.layer in for_accuracy:
+            reasons[unit.layer] = "left in FP32 for accuracy"
+        elif unit.reason:
             reasons[unit.layer] = unit.reason
         elif unit.kind == "carry" and unit.output not in plan.quantized:
             reasons[unit.layer] = "only float operators or the model's outputs read it"

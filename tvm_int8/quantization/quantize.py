@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from tvm_int8.quantization.learned_weights import learn_weights
 from tvm_int8.quantization.mixed_precision import layers_for_slowdown, layers_for_sqnr
 from tvm_int8.quantization.range_search import search_ranges
 from tvm_int8.quantization.ranges import Reference, find_ranges
-from tvm_int8.quantization.sensitivity import Sensitivity
+from tvm_int8.quantization.sensitivity import Sensitivity, excluding, restricted
 from tvm_int8.quantization.simulated_network import SimulatedNetwork
 from tvm_int8.quantization.weights import weight_limit
 
@@ -30,24 +30,35 @@ LEARNING_INPUTS = 64
 """Inputs that weights are rounded for and ranges are compared on."""
 SENSITIVITY_INPUTS = 8
 """Inputs that layers are switched on and off for, twice for each."""
-MOST_TRIES = 3
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """A quantised network and how it came about.
+    """A float network and how it is quantised.
 
-    mod, float_mod : QDQ module, and the float one it was made of
-    config : with the layers that were left in FP32 among the excluded ones
-    table, quantizers, reference : what it was made with
+    float_mod : canonical float module
+    config : its `exclude` holds the layers that were left in FP32 for others' sake, too
+    table, quantizers, reference : what it is quantised with, and on
     """
 
-    mod: tvm.IRModule
     float_mod: tvm.IRModule
     config: QuantizationConfig
     table: CalibrationTable
     quantizers: Quantizers
     reference: Reference
+
+    def mod(self) -> tvm.IRModule:
+        """The QDQ module."""
+        return pipeline.quantize(self.table, self.config, self.quantizers)(self.float_mod)
+
+    def without(self, layers: Collection[str]) -> Quantization:
+        """The same with more layers in FP32."""
+        config = excluding(self.config, layers)
+        return replace(self, config=config, quantizers=restricted(Dataflow(self.float_mod), config, self.quantizers))
+
+    def sensitivity(self, inputs: int = SENSITIVITY_INPUTS) -> Sensitivity:
+        """What tells how much noise its layers make."""
+        return Sensitivity(self.float_mod, self.config, self.quantizers, self.reference.batches[:inputs])
 
 
 def equalized(imported: tvm.IRModule, config: QuantizationConfig) -> tvm.IRModule:
@@ -70,22 +81,13 @@ def quantize_network(
     batch_norms = batch_norm_outputs(imported, mod) if calibration is None else {}
     table, reference = find_ranges(mod, calibration, config, progress, batch_norms, LEARNING_INPUTS)
     if needs_data(config) and not reference.typical:
-        found = f"a calibration table, and {', '.join(needs_data(config))}"
-        raise CalibrationError(
-            "calibration", found, "the inputs themselves, which these options look at", "pass the calibration data"
-        )
+        found, expected = f"a table, with {', '.join(needs_data(config))}", "the inputs, which these options look at"
+        raise CalibrationError("calibration", found, expected, "pass the calibration data itself")
     means = analytic_means(imported, mod) if config.bias_correction == "analytic" else None
     quantizers = _improved(mod, table, config, reference, means, progress)
-    for attempt in range(MOST_TRIES):
-        floats = _layers_in_float(mod, config, quantizers, reference, progress, tighter_db=0.5 * attempt)
-        if not floats:
-            break
-        narrowed = replace(config, exclude=(*config.exclude, *floats))
-        candidates = _improved(mod, table, narrowed, reference, means, progress)
-        if attempt == MOST_TRIES - 1 or _reaches(mod, narrowed, candidates, reference):
-            config, quantizers = narrowed, candidates
-            break
-    return Quantization(pipeline.quantize(table, config, quantizers)(mod), mod, config, table, quantizers, reference)
+    quantized = Quantization(mod, config, table, quantizers, reference)
+    floats = _layers_in_float(quantized, progress)
+    return quantized.without(floats) if floats else quantized
 
 
 def needs_data(config: QuantizationConfig) -> list[str]:
@@ -119,25 +121,10 @@ def _improved(
     return quantizers
 
 
-def _layers_in_float(
-    mod: tvm.IRModule,
-    config: QuantizationConfig,
-    quantizers: Quantizers,
-    reference: Reference,
-    progress: bool,
-    tighter_db: float,
-) -> list[str]:
+def _layers_in_float(quantized: Quantization, progress: bool) -> list[str]:
+    config = quantized.config
     if config.min_sqnr_db is None and not config.max_slowdown:
         return []
-    sensitivity = Sensitivity(mod, config, quantizers, reference.batches[:SENSITIVITY_INPUTS])
     if config.min_sqnr_db is not None:
-        return layers_for_sqnr(sensitivity, config.min_sqnr_db + tighter_db, progress)[0]
-    return layers_for_slowdown(sensitivity, config.max_slowdown, progress)[0]
-
-
-def _reaches(mod: tvm.IRModule, config: QuantizationConfig, quantizers: Quantizers, reference: Reference) -> bool:
-    """Whether what is left in INT8, quantised anew, still has the SQNR wanted."""
-    if config.min_sqnr_db is None:
-        return True
-    batches = reference.batches[:SENSITIVITY_INPUTS]
-    return Sensitivity(mod, config, quantizers, batches).sqnr_db() >= config.min_sqnr_db
+        return layers_for_sqnr(quantized.sensitivity(), config.min_sqnr_db, progress)[0]
+    return layers_for_slowdown(quantized.sensitivity(), config.max_slowdown, progress)[0]

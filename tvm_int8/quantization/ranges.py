@@ -117,7 +117,7 @@ def find_ranges(
     """
     plan = plan_quantization(Dataflow(mod), config)
     for pattern in config.unmatched_exclusions([(unit.layer, unit.op) for unit in plan.units]):
-        warnings.warn(f"exclude entry {pattern!r} matches no layer of the model", stacklevel=4)
+        warnings.warn(f"exclude entry {pattern!r} matches no layer of the model", stacklevel=5)
     points = [var.name for var in plan.points()]
     first = dict(list(batch_norms.items())[:FIRST_BATCH_NORMS])
     outputs = (unit.output.name for unit in plan.units if unit.group is not None)
@@ -129,11 +129,11 @@ def find_ranges(
         return table, Reference(network, [_scaled_to(table, batch, mod)], typical=False)
     if calibration is None:
         values = fit_input_values(network, specs, first)
-        warn_data_free(values, stacklevel=5)
+        warn_data_free(values, stacklevel=6)
         batches = _KeepFirst(list(synthetic_batches(specs, SYNTHETIC_BATCHES, values or STANDARDISED)), kept)
     else:
         batches = _KeepFirst(CalibrationBatches(calibration, specs), kept)
-    table = _collect(network, batches, plan, config, progress, 5, config.range_search)
+    table = _collect(network, batches, plan, config, progress, 6, config.range_search)
     return table, Reference(network, batches.first)
 
 

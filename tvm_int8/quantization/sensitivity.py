@@ -92,23 +92,12 @@ class Sensitivity:
 
     def noise(self, floating: Collection[str]) -> float:
         """Noise power over signal power at the outputs, some layers left in FP32."""
-        self.network.apply(self._restricted(floating))
+        self.network.apply(restricted(self.flow, excluding(self.config, floating), self.quantizers))
         return self._noise.measure()
 
     def sqnr_db(self, floating: Collection[str] = ()) -> float:
         """SQNR of the outputs in dB, some layers left in FP32."""
         return decibels(self.noise(floating))
-
-    def _restricted(self, floating: Collection[str]) -> Quantizers:
-        config = replace(self.config, exclude=(*self.config.exclude, *floating))
-        plan = plan_quantization(self.flow, config)
-        rounded = {var.name for var in plan.quantized}
-        computing = {unit.group.anchor.var.name for unit in plan.units if unit.kind == "compute"}
-        return Quantizers(
-            {name: q for name, q in self.quantizers.activations.items() if name in rounded},
-            {name: q for name, q in self.quantizers.weights.items() if name in computing},
-            self.quantizers.pixels,
-        )
 
     def measure(self, progress: bool = True) -> list[LayerSensitivity]:
         """All layers, in the order of the network."""
@@ -118,6 +107,23 @@ class Sensitivity:
             unit = self.units[layer]
             found.append(LayerSensitivity(layer, unit.op, alone, self.noise([layer]), *times(unit)))
         return found
+
+
+def excluding(config: QuantizationConfig, layers: Collection[str]) -> QuantizationConfig:
+    """The options with more layers left in FP32."""
+    return replace(config, exclude=(*config.exclude, *layers))
+
+
+def restricted(flow: Dataflow, config: QuantizationConfig, quantizers: Quantizers) -> Quantizers:
+    """Those of a network's quantisers that are left when more layers are excluded, as they are."""
+    plan = plan_quantization(flow, config)
+    rounded = {var.name for var in plan.quantized}
+    computing = {unit.group.anchor.var.name for unit in plan.units if unit.kind == "compute"}
+    return Quantizers(
+        {name: q for name, q in quantizers.activations.items() if name in rounded},
+        {name: q for name, q in quantizers.weights.items() if name in computing},
+        {name: p for name, p in quantizers.pixels.items() if name in rounded},
+    )
 
 
 def times(unit: Unit) -> tuple[float, float]:
