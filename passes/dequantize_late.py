@@ -7,20 +7,24 @@ Nothing is rounded: y has only values of the grid. The pool becomes one of bytes
 NNCF writes models like this: it moves quantizers up to where the data are computed, and leaves it to the compiler to
 see that pools, concatenations and slices keep them.
 
-Requires   constant scales and zero points, one per tensor, and the same for all parts of a concatenation.
+Requires   constant scales and zero points, the same for all parts of a concatenation. Scales per channel only pass
+           through a selection of channels: a shuffle in front of a depthwise convolution.
 Ensures    what kernels read of selected data are integers.
 Not done   where nothing but a quantize, an output of the model or an operator without a kernel reads them.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import tvm
 from tvm import relax
 
 from .dataflow import Dataflow, Rebuilder, rebuild
-from .expressions import Expr, Var, dtype_of, op_name, vars_in
+from .expressions import Expr, Var, const_value, constant, dtype_of, op_name, vars_in
 from .groups import fusable, is_anchor
-from .quantization_parameters import INTEGERS, quantization_of
+from .quantization_parameters import INTEGERS, any_quantization_of
 from .selections import selected_from, selects
 
 
@@ -31,44 +35,73 @@ class DequantizeLate:
     def transform_module(self, mod: tvm.IRModule, _ctx) -> tvm.IRModule:
         """Return the module with selections quantised."""
         flow = Dataflow(mod)
-        grid, computed_from = _on_grid(flow), _computed_from(flow)
-        wanted = {var for var in grid if var in computed_from and selects(flow.value(var))}
+        grids, computed_from = _grids(flow), _computed_from(flow)
+        wanted = {var for var in grids if var in computed_from and selects(flow.value(var))}
 
         def rewrite(binding, _value: Expr, new: Rebuilder) -> Expr | None:
             for var in vars_in(binding.value):
                 if var in wanted:
                     wanted.remove(var)
-                    _write_pair(var, grid[var], new)
+                    _write_pair(var, grids[var], new)
             return new.translate(binding.value)
 
         return rebuild(mod, rewrite)
 
 
-def _write_pair(var: Var, dequantize: relax.Call, new: Rebuilder) -> None:
-    scale, zero_point = dequantize.args[1:]
-    quantized = relax.op.quantize(new.translate(var), scale, zero_point, -1, dtype_of(dequantize.args[0]))
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """The values scale * (q - zero_point) of integers q; scale and zero point are [], or [C] for axis 1."""
+
+    dtype: str
+    scale: np.ndarray
+    zero_point: np.ndarray
+
+    def is_same(self, other: _Grid | None) -> bool:
+        if other is None or other.dtype != self.dtype:
+            return False
+        return np.array_equal(other.scale, self.scale) and np.array_equal(other.zero_point, self.zero_point)
+
+    def of_channels(self, order: np.ndarray) -> _Grid:
+        return _Grid(self.dtype, self.scale[order], self.zero_point[order])
+
+
+def _write_pair(var: Var, grid: _Grid, new: Rebuilder) -> None:
+    parameters, axis = (constant(grid.scale), constant(grid.zero_point)), grid.scale.ndim or -1
+    quantized = relax.op.quantize(new.translate(var), *parameters, axis, grid.dtype)
     integers = new.emit(quantized, f"{var.name}_quantized")
-    new.redirect(var, new.emit(relax.op.dequantize(integers, scale, zero_point, -1), f"{var.name}_real"))
+    new.redirect(var, new.emit(relax.op.dequantize(integers, *parameters, axis), f"{var.name}_real"))
 
 
-def _on_grid(flow: Dataflow) -> dict[Var, relax.Call]:
+def _grids(flow: Dataflow) -> dict[Var, _Grid]:
     """Variables whose values are all on the grid of a dequantize."""
-    grid: dict[Var, relax.Call] = {}
+    found: dict[Var, _Grid] = {}
     for binding in flow.bindings:
-        call = binding.value
-        if op_name(call) == "dequantize" and dtype_of(call.args[0]) in INTEGERS and quantization_of(call) is not None:
-            grid[binding.var] = call
-        elif selects(call):
-            sources = [grid.get(source) for source in selected_from(call)]
-            if all(source is not None and _same(source, sources[0]) for source in sources):
-                grid[binding.var] = sources[0]
-    return grid
+        if op_name(binding.value) == "dequantize":
+            grid = _dequantized_grid(binding.value)
+        elif selects(binding.value):
+            grid = _selected_grid(binding.value, [found.get(source) for source in selected_from(binding.value)])
+        else:
+            continue
+        if grid is not None:
+            found[binding.var] = grid
+    return found
 
 
-def _same(one: relax.Call, other: relax.Call | None) -> bool:
-    if other is None or dtype_of(one.args[0]) != dtype_of(other.args[0]):
-        return False
-    return quantization_of(one) == quantization_of(other)
+def _dequantized_grid(call: relax.Call) -> _Grid | None:
+    dtype, parameters = dtype_of(call.args[0]), any_quantization_of(call)
+    if dtype not in INTEGERS or parameters is None:
+        return None
+    return _Grid(dtype, np.asarray(parameters[0], np.float32), np.asarray(parameters[1], dtype))
+
+
+def _selected_grid(call: relax.Call, sources: list[_Grid | None]) -> _Grid | None:
+    first = sources[0]
+    if first is None or not all(first.is_same(source) for source in sources):
+        return None
+    if not first.scale.ndim:
+        return first
+    order = const_value(call.args[1]) if op_name(call) == "take" and int(call.attrs.axis) == 1 else None
+    return None if order is None or order.ndim != 1 else first.of_channels(order)
 
 
 def _computed_from(flow: Dataflow) -> set[Var]:

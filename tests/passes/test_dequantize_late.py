@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from tests.passes.pass_testing import assert_unchanged, constant, module, ops, run, transformed
+from tests.passes.pass_testing import assert_unchanged, constant, f32, module, ops, run, transformed
 from tests.passes.qdq_testing import int8_weight, main_orders, qdq, quantize, random_inputs
 from tvm_int8 import pipeline
 from tvm_int8.passes.dataflow import rebuild
@@ -51,6 +51,22 @@ def test_a_chain_of_selections():
     assert ops(after).count("quantize") == 1 + 3
     inputs = random_inputs(before)
     np.testing.assert_array_equal(run(before, *inputs), run(after, *inputs))
+
+
+def test_shuffled_channels_keep_scales_of_their_own():
+    scale, zero_point = constant(f32(4, low=0.02, high=0.09)), constant(np.array([0, 90, 128, 255], "uint8"))
+
+    def body(emit, x):
+        y = emit(op.dequantize(emit(op.quantize(x, scale, zero_point, 1, "uint8")), scale, zero_point, 1))
+        y = emit(op.take(y, constant(np.array([2, 0, 3, 1])), axis=1))
+        y = emit(op.nn.conv2d(y, int8_weight(emit, 4, 1, 3, 3), padding=(1, 1), groups=4))
+        return quantize(emit, y, 0.02, 3)
+
+    before = module(body, x=(2, 4, 5, 5))
+    after, inputs = transformed(DequantizeLate(), before), random_inputs(before)
+    np.testing.assert_array_equal(run(before, *inputs), run(after, *inputs))
+    specs = main_orders(pipeline.order()(before))
+    assert {tensor.dtype for spec in specs for tensor in (*spec.inputs, spec.result)} == {"uint8"}
 
 
 def other_scales(emit, x):
