@@ -15,8 +15,8 @@ from tvm_int8.quantization.calibration_table import CalibrationTable
 from tvm_int8.quantization.range_noise import CLIPPING_WEIGHT
 from tvm_int8.quantization.scale_zero_point import covering_zero
 
-from .expressions import Var
-from .groups import WITH_EPILOGUE
+from .expressions import Var, op_name
+from .groups import CLAMPS, WITH_EPILOGUE
 from .quantization_plan import QuantizationPlan, Unit
 
 MOST_NOISE = 2.0
@@ -26,7 +26,11 @@ UNCOVERED = 0.02
 
 
 def concat_scales(
-    plan: QuantizationPlan, table: CalibrationTable, dtype: str = "uint8", symmetric: bool = False
+    plan: QuantizationPlan,
+    table: CalibrationTable,
+    dtype: str = "uint8",
+    symmetric: bool = False,
+    plain_convolutions: bool = False,
 ) -> dict[Var, Var]:
     """Choose for all concatenations of a network.
 
@@ -40,18 +44,21 @@ def concat_scales(
         The integers.
     symmetric : bool
         Whether zero is in the middle of ranges with negative values.
+    plain_convolutions : bool
+        Leave a convolution's ReLU what it is, a clamp to the smallest integer, which it is not where the concatenation
+        has negative values.
 
     Returns
     -------
     dict of Var to Var
         Tensor -> the concatenation's result whose scale it has; as `QuantizationPlan.source`, before what that says.
     """
-    return _Choice(plan, table, dtype, symmetric).run()
+    return _Choice(plan, table, dtype, symmetric, plain_convolutions).run()
 
 
 class _Choice:
-    def __init__(self, plan: QuantizationPlan, table: CalibrationTable, dtype: str, symmetric: bool):
-        self.plan, self.table, self.dtype, self.symmetric = plan, table, dtype, symmetric
+    def __init__(self, plan: QuantizationPlan, table: CalibrationTable, dtype: str, symmetric: bool, plain: bool):
+        self.plan, self.table, self.dtype, self.symmetric, self.plain = plan, table, dtype, symmetric, plain
         self.producer = {unit.output: unit for unit in plan.units}
         self.readers: dict[Var, list[Unit]] = {}
         for unit in plan.units:
@@ -91,6 +98,8 @@ class _Choice:
         for tensor in reversed(way):
             if tensor in self.source or tensor not in self.producer or not _can_scale(self.producer[tensor]):
                 continue
+            if self.plain and _ends_in_clamp(self.producer[tensor]) and self.table[scale.name].low < 0:
+                continue
             alone = {self._root(u.output) if _is_concat(u) else None for u in self._final_readers(tensor)} == {scale}
             if alone or (tensor == way[-1] and self._tolerates(tensor, scale)):
                 self.source[tensor] = scale
@@ -122,6 +131,10 @@ class _Choice:
 
 def _is_concat(unit: Unit) -> bool:
     return unit.op == "concat" and unit.kind == "carry"
+
+
+def _ends_in_clamp(unit: Unit) -> bool:
+    return unit.kind == "compute" and op_name(unit.group.bindings[-1].value) in CLAMPS
 
 
 def _can_scale(unit: Unit) -> bool:

@@ -157,7 +157,8 @@ class QuantizerChoice:
     ):
         self.flow, self.plan, self.table, self.config, self.means = flow, plan, table, config, means
         self.computing = {unit.group.anchor.var for unit in plan.units if unit.kind == "compute"}
-        plan.source |= concat_scales(plan, table, config.activation_dtype, config.activation_symmetric)
+        options = config.activation_dtype, config.activation_symmetric, config.plain_convolutions
+        plan.source |= concat_scales(plan, table, *options)
 
     def run(self) -> Quantizers:
         """All of a network. Activations first: their factors go into weights."""

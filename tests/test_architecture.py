@@ -87,6 +87,7 @@ TOP = {"api", "cli", "__main__", "build", "describe", "pipeline", "report"}
 FORBIDDEN = {
     "frontend": {*TOP, "passes", "schedules", "runtime", "quantization", "reference", "target"},
     "passes": {*TOP, "frontend", "runtime", "reference", "target"},
+    "onnx_export": {*TOP, "frontend", "schedules", "runtime", "quantization", "reference", "target"},
     "schedules": {*TOP, "frontend", "passes", "runtime", "target", "kernel_op"},
     "runtime": {*TOP - {"report"}, "frontend", "passes", "schedules", "quantization", "reference"},
     "quantization": {"api", "cli", "frontend", "reference"},

@@ -13,11 +13,33 @@ from tvm_int8.passes.expressions import Expr, const_value, dtype_of, op_name, sh
 from .registry import relax_op
 from .writer import OnnxWriter
 
-for _name, _op_type in {"nn.relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "nn.softplus": "Softplus"}.items():
+_BOUNDS = ("min", "max")
+
+for _name, _op_type in {"sigmoid": "Sigmoid", "tanh": "Tanh", "nn.softplus": "Softplus"}.items():
 
     @relax_op(_name)
     def _unary(out: OnnxWriter, call: relax.Call, op_type: str = _op_type) -> None:
         out.emit(op_type, call.args[0])
+
+
+@relax_op("nn.relu")
+def relu(out: OnnxWriter, call: relax.Call) -> None:
+    """Relu."""
+    if _is_between_pairs(out, call):
+        out.emit("Max", call.args[0], _bound(out, call, 0.0, "min"))
+    else:
+        out.emit("Relu", call.args[0])
+
+
+def _is_between_pairs(out: OnnxWriter, call: relax.Call) -> bool:
+    """Whether a clamp stands alone on integers. OpenVINO 2026.4 drops such a Relu or Clip and crashes on the pairs."""
+    reader = out.flow.only_consumer(out.var)
+    reads_integers = op_name(out.flow.value(call.args[0])) == "dequantize"
+    return reads_integers and reader is not None and op_name(reader.value) == "quantize"
+
+
+def _bound(out: OnnxWriter, call: relax.Call, value: float, role: str) -> str | None:
+    return None if math.isinf(value) else out.constant(np.asarray(value, dtype_of(call)), role)
 
 
 @relax_op("nn.leakyrelu")
@@ -74,11 +96,11 @@ def clip(out: OnnxWriter, call: relax.Call) -> None:
         data, alpha, beta = hard
         out.emit("HardSigmoid", data, alpha=alpha, beta=beta)
         return
-    bounds = [
-        None if math.isinf(bound := float(arg.value)) else out.constant(np.asarray(bound, dtype_of(call)), role)
-        for arg, role in zip(call.args[1:], ("min", "max"), strict=True)
-    ]
-    out.emit("Clip", call.args[0], *bounds)
+    low, high = (_bound(out, call, float(arg.value), role) for arg, role in zip(call.args[1:], _BOUNDS, strict=True))
+    if _is_between_pairs(out, call) and low is not None and high is not None:
+        out.emit("Min", out.emit("Max", call.args[0], low, suffix="max"), high)
+    else:
+        out.emit("Clip", call.args[0], low, high)
 
 
 def _hard_sigmoid(flow: Dataflow, call: Expr) -> tuple[Expr, float, float] | None:

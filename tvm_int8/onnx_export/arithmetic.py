@@ -1,4 +1,4 @@
-"""Element-wise arithmetic, comparisons, type conversion."""
+"""Element-wise arithmetic, comparisons, type conversion; for products see `activation`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNARY = {
     "logical_not": "Not", "negative": "Neg", "round": "Round", "sign": "Sign", "sin": "Sin", "sqrt": "Sqrt",
 }  # fmt: skip
 _BINARY = {
-    "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div", "power": "Pow", "maximum": "Max",
+    "add": "Add", "subtract": "Sub", "divide": "Div", "power": "Pow", "maximum": "Max",
     "minimum": "Min", "equal": "Equal", "less": "Less", "less_equal": "LessOrEqual", "greater": "Greater",
     "greater_equal": "GreaterOrEqual", "logical_and": "And", "logical_or": "Or", "logical_xor": "Xor",
 }  # fmt: skip

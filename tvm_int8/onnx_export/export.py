@@ -11,7 +11,7 @@ import tvm
 
 from tvm_int8.errors import ModelError
 from tvm_int8.passes.dataflow import Dataflow
-from tvm_int8.passes.expressions import op_name
+from tvm_int8.passes.expressions import Var, const_value, op_name
 
 from . import activation, arithmetic, convolution, pool, quantize, reduce, resize, shape  # noqa: F401  (their rules)
 from .registry import RULES
@@ -43,11 +43,14 @@ def export_onnx(mod: tvm.IRModule) -> onnx.ModelProto:
         if binding.var in out.absorbed:
             continue
         out.begin(binding.var)
-        rule = RULES.get(op_name(binding.value))
-        if rule is None:
-            found = f"operator {op_name(binding.value) or type(binding.value).__name__} has no ONNX form here"
+        value = binding.value
+        if isinstance(value, Var) or const_value(value) is not None:
+            out.emit("Identity", value)
+        elif (rule := RULES.get(op_name(value))) is not None:
+            rule(out, value)
+        else:
+            found = f"operator {op_name(value) or type(value).__name__} has no ONNX form here"
             raise out.error(found, "operators of a convolutional network", "compile the model here, or leave it out")
-        rule(out, binding.value)
     model = out.finish()
     _check(model)
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from tvm import relax
 
 from tvm_int8.passes import lrn_op
@@ -62,9 +63,32 @@ def adaptive_average_pool(out: OnnxWriter, call: relax.Call) -> None:
 
 @relax_op(lrn_op.NAME)
 def local_response_normalisation(out: OnnxWriter, call: relax.Call) -> None:
-    """LRN."""
+    """LRN; windows that are even or not centred, which ONNX Runtime's does not know, as arithmetic."""
     size, before = int(call.attrs["size"]), int(call.attrs["before"])
-    if before != (size - 1) // 2:
-        raise out.error(f"normalises over {before} of {size} channels in front", f"{(size - 1) // 2}, as ONNX has it")
-    factors = {name: float(call.attrs[name]) for name in ("alpha", "beta", "bias")}
-    out.emit("LRN", call.args[0], size=size, **factors)
+    alpha, beta, bias = (float(call.attrs[name]) for name in ("alpha", "beta", "bias"))
+    if size % 2 and before == size // 2:
+        out.emit("LRN", call.args[0], size=size, alpha=alpha, beta=beta, bias=bias)
+        return
+    scaled = out.emit(
+        "Mul", _mean_square(out, call.args[0], size, before), _number(out, alpha, "alpha"), suffix="alpha"
+    )
+    base = out.emit("Add", scaled, _number(out, bias, "bias"), suffix="base")
+    out.emit("Div", call.args[0], out.emit("Pow", base, _number(out, beta, "beta"), suffix="divisor"))
+
+
+def _mean_square(out: OnnxWriter, data: relax.Expr, size: int, before: int) -> str:
+    """Means over windows of channels, which a pool takes as the rows of an image."""
+    n, channels, height, width = shape_of(data)
+    square = out.emit("Mul", data, data, suffix="square")
+    rows = out.emit("Reshape", square, _shape(out, (n, 1, channels, height * width)), suffix="rows")
+    window = {"kernel_shape": [size, 1], "pads": [before, 0, size - 1 - before, 0], "count_include_pad": 1}
+    means = out.emit("AveragePool", rows, suffix="means", **window)
+    return out.emit("Reshape", means, _shape(out, (n, channels, height, width)), suffix="mean_square")
+
+
+def _shape(out: OnnxWriter, shape: tuple[int, ...]) -> str:
+    return out.constant(np.asarray(shape, np.int64), "shape")
+
+
+def _number(out: OnnxWriter, value: float, role: str) -> str:
+    return out.constant(np.float32(value), role)

@@ -12,6 +12,7 @@ def relax_op(*names: str) -> Callable:
 
     def register(rule: Callable) -> Callable:
         for name in names:
+            assert name not in RULES
             RULES[name] = rule
         return rule
 

@@ -86,8 +86,12 @@ def slice_(out: OnnxWriter, call: relax.Call) -> None:
 
 @relax_op("take")
 def gather(out: OnnxWriter, call: relax.Call) -> None:
-    """Gather; constant indices out of range are clipped or wrapped as the operator says."""
+    """Gather; constant indices out of range are clipped or wrapped as the operator says. Channel shuffles go apart."""
     data, indices = call.args
+    groups = _shuffled_groups(call)
+    if groups is not None:
+        _shuffle(out, call, groups)
+        return
     axis, value = call.attrs.axis, const_value(indices)
     if axis is None:
         raise out.error("takes from a flattened tensor", "an axis")
@@ -97,6 +101,27 @@ def gather(out: OnnxWriter, call: relax.Call) -> None:
         fixed = value % extent if str(call.attrs.mode) == "wrap" else np.clip(value, 0, extent - 1)
         indices = out.constant(fixed.astype(np.int64), "indices")
     out.emit("Gather", data, indices, axis=axis)
+
+
+def _shuffled_groups(call: relax.Call) -> int | None:
+    """The groups of a channel shuffle: a transposition of channels that are counted by group and place in it."""
+    order, shape = const_value(call.args[1]), shape_of(call)
+    if order is None or order.ndim != 1 or len(shape) != 4 or int(call.attrs.axis or 0) != 1 or order.size < 2:
+        return None
+    places = int(order[1])
+    if places < 2 or order.size != shape_of(call.args[0])[1] or order.size % places:
+        return None
+    shuffled = np.arange(order.size).reshape(-1, places).T.reshape(-1)
+    return order.size // places if np.array_equal(order, shuffled) else None
+
+
+def _shuffle(out: OnnxWriter, call: relax.Call, groups: int) -> None:
+    """Reshape, Transpose, Reshape: a Gather of bytes along channels crashes OpenVINO 2026.4."""
+    n, channels, height, width = shape_of(call)
+    split = out.constant(_int64((n, groups, channels // groups, height, width)), "split")
+    parts = out.emit("Reshape", call.args[0], split, suffix="split")
+    turned = out.emit("Transpose", parts, suffix="shuffled", perm=[0, 2, 1, 3, 4])
+    out.emit("Reshape", turned, out.constant(_int64(shape_of(call)), "shape"))
 
 
 _PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
