@@ -134,7 +134,7 @@ def choose_quantizers(
     table : CalibrationTable
     config : QuantizationConfig
     means : mapping, optional
-        Tensor -> E[x] of its channels, [C], for bias correction; by default what calibration observed.
+        Tensor -> E[x] of its channels, [C], for bias correction; where there is none, what calibration observed.
 
     Raises
     ------
@@ -155,7 +155,7 @@ class QuantizerChoice:
         config: QuantizationConfig,
         means: Mapping[str, np.ndarray] | None = None,
     ):
-        self.flow, self.plan, self.table, self.config, self.means = flow, plan, table, config, means
+        self.flow, self.plan, self.table, self.config, self.means = flow, plan, table, config, means or {}
         self.computing = {unit.group.anchor.var for unit in plan.units if unit.kind == "compute"}
         options = config.activation_dtype, config.activation_symmetric, config.plain_convolutions
         plan.source |= concat_scales(plan, table, *options)
@@ -237,11 +237,9 @@ class QuantizerChoice:
     def _mean(self, call: relax.Call, chosen: Quantizers) -> np.ndarray | None:
         """The mean [C] of what a convolution multiplies its integers with; None where it is not known."""
         data = call.args[0].name
-        if self.means is None:
-            seen = self.table.get(data)
-            mean = None if seen is None or seen.channels is None else np.asarray(seen.channels.mean)
-        else:
-            mean = self.means.get(data)
+        mean, seen = self.means.get(data), self.table.get(data)
+        if mean is None and seen is not None and seen.channels is not None:
+            mean = np.asarray(seen.channels.mean)
         if mean is None:
             return None
         pixels, divisor = chosen.pixels.get(data), chosen.divisor(call)

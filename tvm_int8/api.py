@@ -252,13 +252,11 @@ def _quantize(
         return QuantizedModel(mod, mod, config, notes={**notes, "ranges": "the model's own QDQ scales"})
     notes["ranges"] = "calibration" if calibration is not None else "data-free"
     found = quantize_network(imported, calibration, config, progress)
-    given = set(config.exclude)
-    return quantized_model(found, notes, [layer for layer in found.config.exclude if layer not in given])
+    return quantized_model(found, notes)
 
 
-def quantized_model(found: Quantization, notes: Mapping[str, Any], floats: Sequence[str] = ()) -> QuantizedModel:
-    """What `quantize` returns; `floats` are the layers that were left in FP32 for accuracy."""
-    notes = {"ranges": "calibration", **notes, **({"float_for_accuracy": list(floats)} if floats else {})}
+def quantized_model(found: Quantization, notes: Mapping[str, Any]) -> QuantizedModel:
+    """What `quantize` returns."""
     return QuantizedModel(found.mod(), found.float_mod, found.config, found.table, notes, found.reference)
 
 
@@ -293,9 +291,8 @@ def _reasons(quantized: QuantizedModel) -> dict[str, str]:
         return {"*": "the QDQ model leaves it in float", **float_reasons(pipeline.integers()(quantized.mod))}
     plan = plan_quantization(Dataflow(quantized.float_mod), quantized.config)
     reasons = {}
-    for_accuracy = set(quantized.notes.get("float_for_accuracy", ()))
     for unit in plan.units:
-        if unit.layer in for_accuracy:
+        if unit.layer in quantized.config.float_layers:
             reasons[unit.layer] = "left in FP32 for accuracy"
         elif unit.reason:
             reasons[unit.layer] = unit.reason

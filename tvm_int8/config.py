@@ -40,7 +40,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "best": {
             "method": "auto",
             "per_channel_activations": True,
-            "weight_clipping": "mse",
+            "equalization": True,
             "rounding": "learned",
             "bias_correction": "empirical",
             "range_search": True,
@@ -69,6 +69,8 @@ class QuantizationConfig:
     exclude : sequence of str
         What stays in FP32: layer names, glob patterns over layer names (``"/head/*"``) or kinds of operators
         (``"conv2d_transpose"``, with or without the ``nn.`` in front).
+    float_layers : sequence of str
+        Exact names of more layers that stay in FP32: what `mixed_precision` and the options below chose.
     per_channel_weights : bool
         One weight scale per output channel, instead of one per tensor.
     per_channel_activations : bool
@@ -126,6 +128,7 @@ class QuantizationConfig:
     methods: tuple[tuple[str, str], ...] = ()
     percentile: float = 99.99
     exclude: tuple[str, ...] = ()
+    float_layers: tuple[str, ...] = ()
     per_channel_weights: bool = True
     per_channel_activations: bool = True
     plain_convolutions: bool = False
@@ -163,7 +166,8 @@ class QuantizationConfig:
         check_number("max_slowdown", self.max_slowdown, lambda value: 0 <= value < 10, expected)
         if self.min_sqnr_db is not None:
             check_number("min_sqnr_db", self.min_sqnr_db, math.isfinite, "a finite number of decibels, or None")
-        object.__setattr__(self, "exclude", _as_patterns(self.exclude))
+        for option in ("exclude", "float_layers"):
+            object.__setattr__(self, option, _as_names(option, getattr(self, option)))
         object.__setattr__(self, "methods", _as_methods(self.methods))
 
     def excludes(self, layer: str, op_kind: str) -> bool:
@@ -176,12 +180,13 @@ class QuantizationConfig:
         op_kind : str
             The operator's name, for instance ``"relax.nn.conv2d"``.
         """
-        return any(_matches(pattern, layer, op_kind) for pattern in self.exclude)
+        return layer in self.float_layers or any(_matches(pattern, layer, op_kind) for pattern in self.exclude)
 
     def unmatched_exclusions(self, layers: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-        """Return the entries of `exclude` that match none of the ``(layer, op_kind)`` pairs: probably misspelt."""
+        """Return the entries of `exclude` and `float_layers` that match none of the ``(layer, op_kind)`` pairs: probably misspelt."""
         layers = list(layers)
-        return tuple(p for p in self.exclude if not any(_matches(p, layer, kind) for layer, kind in layers))
+        unmatched = [p for p in self.exclude if not any(_matches(p, layer, kind) for layer, kind in layers)]
+        return (*unmatched, *(name for name in self.float_layers if name not in {layer for layer, _ in layers}))
 
     def method_of(self, tensor: str, layer: str = "") -> str:
         """Return the calibration method of a tensor: that of the first entry of `methods` that matches, or `method`.
@@ -202,7 +207,7 @@ class QuantizationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as a dict of JSON types."""
-        return {**dataclasses.asdict(self), "exclude": list(self.exclude), "methods": dict(self.methods)}
+        return {**dataclasses.asdict(self), "exclude": list(self.exclude), "float_layers": list(self.float_layers), "methods": dict(self.methods)}
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> QuantizationConfig:
@@ -237,13 +242,14 @@ def _option_names(cls: type) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(cls))
 
 
-def _as_patterns(exclude: Any) -> tuple[str, ...]:
-    """Return `exclude` as a tuple; a lone string is one pattern, not a sequence of letters."""
-    patterns = (exclude,) if isinstance(exclude, str) else exclude
-    sequence = isinstance(patterns, list | tuple | set | frozenset)
-    if not sequence or not all(isinstance(pattern, str) and pattern for pattern in patterns):
-        raise invalid("exclude", exclude, "a list of layer names, glob patterns or operator kinds")
-    return tuple(sorted(patterns)) if isinstance(patterns, set | frozenset) else tuple(patterns)
+def _as_names(option: str, given: Any) -> tuple[str, ...]:
+    """Return a list of names as a tuple; a lone string is one name, not a sequence of letters."""
+    names = (given,) if isinstance(given, str) else given
+    sequence = isinstance(names, list | tuple | set | frozenset)
+    if not sequence or not all(isinstance(name, str) and name for name in names):
+        kinds = ", glob patterns or operator kinds" if option == "exclude" else ""
+        raise invalid(option, given, f"a list of layer names{kinds}")
+    return tuple(sorted(names)) if isinstance(names, set | frozenset) else tuple(names)
 
 
 def _as_methods(methods: Any) -> tuple[tuple[str, str], ...]:

@@ -58,7 +58,7 @@ class MixedPrecision:
 
     @property
     def config(self) -> QuantizationConfig:
-        """Options that give this model again: the layers are in `exclude`."""
+        """Options that give this model again: the layers are its `float_layers`."""
         assert self.model.config is not None
         return self.model.config
 
@@ -129,7 +129,8 @@ def mixed_precision(
     if not quantized.reference.typical:
         action = "pass the calibration data itself"
         raise CalibrationError("calibration", "a table", "inputs, on which layers are ranked", action)
-    search = _Search(quantized, evaluate, accuracy_target, max_trials, inputs.notes(), target, num_threads, progress)
+    notes = {**inputs.notes(), "ranges": "calibration"}
+    search = _Search(quantized, evaluate, accuracy_target, max_trials, notes, target, num_threads, progress)
     return search.run()
 
 
@@ -193,7 +194,7 @@ class _Search:
         return known.accuracy >= self.wanted
 
     def _model(self, layers: tuple[str, ...]) -> QuantizedModel:
-        return api.quantized_model(self.quantized.without(layers) if layers else self.quantized, self.notes, layers)
+        return api.quantized_model(self.quantized.without(layers), self.notes)
 
     def _result(self) -> MixedPrecision:
         enough = [trial for trial in self.trials if trial.accuracy >= self.wanted]

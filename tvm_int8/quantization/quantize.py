@@ -37,7 +37,7 @@ class Quantization:
     """A float network and how it is quantised.
 
     float_mod : canonical float module
-    config : its `exclude` holds the layers that were left in FP32 for others' sake, too
+    config : its `float_layers` are those left in FP32 for accuracy, too
     table, quantizers, reference : what it is quantised with, and on
     """
 

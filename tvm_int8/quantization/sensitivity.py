@@ -111,7 +111,7 @@ class Sensitivity:
 
 def excluding(config: QuantizationConfig, layers: Collection[str]) -> QuantizationConfig:
     """The options with more layers left in FP32."""
-    return replace(config, exclude=(*config.exclude, *layers))
+    return replace(config, float_layers=(*config.float_layers, *layers))
 
 
 def restricted(flow: Dataflow, config: QuantizationConfig, quantizers: Quantizers) -> Quantizers:
