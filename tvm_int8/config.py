@@ -40,7 +40,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "best": {
             "method": "auto",
             "per_channel_activations": True,
-            "equalization": True,
             "rounding": "learned",
             "bias_correction": "empirical",
             "range_search": True,
@@ -183,7 +182,7 @@ class QuantizationConfig:
         return layer in self.float_layers or any(_matches(pattern, layer, op_kind) for pattern in self.exclude)
 
     def unmatched_exclusions(self, layers: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-        """Return the entries of `exclude` and `float_layers` that match none of the ``(layer, op_kind)`` pairs: probably misspelt."""
+        """Return what of `exclude` and `float_layers` matches no ``(layer, op_kind)`` pair: misspelt, probably."""
         layers = list(layers)
         unmatched = [p for p in self.exclude if not any(_matches(p, layer, kind) for layer, kind in layers)]
         return (*unmatched, *(name for name in self.float_layers if name not in {layer for layer, _ in layers}))
@@ -207,7 +206,8 @@ class QuantizationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as a dict of JSON types."""
-        return {**dataclasses.asdict(self), "exclude": list(self.exclude), "float_layers": list(self.float_layers), "methods": dict(self.methods)}
+        lists = {option: list(getattr(self, option)) for option in ("exclude", "float_layers")}
+        return {**dataclasses.asdict(self), **lists, "methods": dict(self.methods)}
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> QuantizationConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,6 +11,9 @@ import numpy as np
 from tvm_int8.quantization.simulated_network import SimulatedNetwork
 
 Batch = Mapping[str, np.ndarray]
+SECONDS = 40.0
+"""What a search may take, about: large networks are tried on fewer inputs."""
+FEWEST = 4
 
 
 class OutputNoise:
@@ -40,6 +44,16 @@ class OutputNoise:
             noise += [((a - b) ** 2).sum() for a, b in zip(self._outputs(batch), exact, strict=True)]
         ratios = [n / s if s else math.inf if n else 0.0 for n, s in zip(noise, self._signal, strict=True)]
         return float(np.mean(ratios))
+
+
+def affordable(network: SimulatedNetwork, batches: Sequence[Batch], runs: int) -> Sequence[Batch]:
+    """The first batches, as many as can be run `runs` times in about `SECONDS`, but `FEWEST`."""
+    times = []
+    for _ in range(2):  # the first run is slower
+        start = time.perf_counter()
+        network(batches[0])
+        times.append(time.perf_counter() - start)
+    return batches[: max(int(SECONDS / (runs * min(times))), FEWEST)]
 
 
 def decibels(noise: float) -> float:

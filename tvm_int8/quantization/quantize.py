@@ -27,9 +27,7 @@ from tvm_int8.quantization.simulated_network import SimulatedNetwork
 from tvm_int8.quantization.weights import weight_limit
 
 LEARNING_INPUTS = 64
-"""Inputs that weights are rounded for and ranges are compared on."""
-SENSITIVITY_INPUTS = 8
-"""Inputs that layers are switched on and off for, twice for each."""
+"""Inputs that weights are rounded for, and on which, time permitting, ranges and layers are compared."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,9 @@ class Quantization:
         config = excluding(self.config, layers)
         return replace(self, config=config, quantizers=restricted(Dataflow(self.float_mod), config, self.quantizers))
 
-    def sensitivity(self, inputs: int = SENSITIVITY_INPUTS) -> Sensitivity:
+    def sensitivity(self) -> Sensitivity:
         """What tells how much noise its layers make."""
-        return Sensitivity(self.float_mod, self.config, self.quantizers, self.reference.batches[:inputs])
+        return Sensitivity(self.float_mod, self.config, self.quantizers, self.reference.batches)
 
 
 def equalized(imported: tvm.IRModule, config: QuantizationConfig) -> tvm.IRModule:

@@ -10,7 +10,6 @@ can afford, did better there and up to 3.6 dB worse on new ones: the outliers th
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -21,12 +20,8 @@ from tvm_int8.passes.convolution_weights import is_depthwise
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import Var
 from tvm_int8.passes.quantizers import ActivationQuantizer, QuantizerChoice, Quantizers
-from tvm_int8.quantization.output_noise import Batch, OutputNoise
+from tvm_int8.quantization.output_noise import Batch, OutputNoise, affordable
 from tvm_int8.quantization.simulated_network import SimulatedNetwork
-
-SECONDS = 40.0
-"""What the search may take, about; large networks are tried on fewer inputs."""
-FEWEST, MOST = 4, 64
 
 
 def search_ranges(
@@ -56,16 +51,8 @@ def search_ranges(
         With weights rounded as `choice` does it; never noisier on the inputs used than what `choice` delivers.
     """
     search = _Search(mod, choice, network)
-    search.use(batches[: affordable(network, batches[0], 3 * len(search.points) + 5)])
+    search.use(affordable(network, batches, 3 * len(search.points) + 5))
     return search.run(progress)
-
-
-def affordable(network: SimulatedNetwork, batch: Batch, runs: int) -> int:
-    """How many batches can be run so many times."""
-    network(batch)
-    start = time.perf_counter()
-    network(batch)
-    return int(np.clip(SECONDS / (runs * (time.perf_counter() - start)), FEWEST, MOST))
 
 
 class _Search:

@@ -13,11 +13,13 @@ from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import const_value, shape_of
 from tvm_int8.passes.quantization_plan import Unit, plan_quantization
 from tvm_int8.passes.quantizers import Quantizers
-from tvm_int8.quantization.output_noise import Batch, OutputNoise, decibels
+from tvm_int8.quantization.output_noise import Batch, OutputNoise, affordable, decibels
 from tvm_int8.quantization.simulated_network import SimulatedNetwork
 
 FLOAT_COST = 4.0
 """How many times longer a multiplication takes in FP32 than in INT8, on AVX-512 with VNNI."""
+MORE_RUNS = 30
+"""Beside two for each layer: those of a search that follows."""
 MACS_PER_BYTE = 2.0
 """How many multiplications in FP32 take as long as reading or writing one byte."""
 
@@ -73,7 +75,7 @@ class Sensitivity:
     quantizers : Quantizers
         Of that module.
     batches : sequence of batches
-        Some typical inputs.
+        Typical inputs, of which as many are used as time allows.
     """
 
     def __init__(
@@ -81,9 +83,10 @@ class Sensitivity:
     ):
         self.flow, self.config, self.quantizers = Dataflow(mod), config, quantizers
         self.network = SimulatedNetwork(mod, quantizers)
-        self._noise = OutputNoise(self.network, batches)
         plan = plan_quantization(self.flow, config)
         self.units = {unit.layer: unit for unit in plan.units if unit.kind == "compute"}
+        self.batches = affordable(self.network, batches, 2 * len(self.units) + MORE_RUNS)
+        self._noise = OutputNoise(self.network, self.batches)
 
     @property
     def layers(self) -> list[str]:
