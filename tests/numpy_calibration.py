@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import onnx
 import pytest
 import tvm
 
 import tvm_int8
-from tests.small_networks import draw
+from tests.small_networks import NETWORKS, draw
 from tvm_int8 import pipeline
+from tvm_int8.cli_quantize import RUNTIMES
 from tvm_int8.frontend import load_model
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.quantization import ranges
@@ -37,8 +40,15 @@ def quantize(model: onnx.ModelProto, config=None, calibration=None, **options) -
     """`tvm_int8.quantize` on a few drawn inputs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranges, "LazyNetwork", NumpyNetwork)
-        data = draw(model, 4, seed=0) if calibration is None else calibration
+        data = draw(model, 2, seed=0) if calibration is None else calibration
         return tvm_int8.quantize(model, data, config or {}, progress=False, **options)
+
+
+@functools.cache
+def small_network(name: str, runtime: str) -> tuple[onnx.ModelProto, QuantizedModel]:
+    """One of the small networks and what is made of it for a runtime, once for all tests."""
+    model = NETWORKS[name]()
+    return model, quantize(model, RUNTIMES[runtime])
 
 
 def run_qdq(mod: tvm.IRModule, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
