@@ -12,7 +12,7 @@ from tvm import relax
 
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.quantizers import Quantizers, WeightQuantizer
-from tvm_int8.quantization.float_network import FloatNetwork
+from tvm_int8.quantization.calibrate import Run
 from tvm_int8.quantization.learned_rounding import learn_rounding
 from tvm_int8.quantization.output_noise import Batch
 from tvm_int8.quantization.second_moments import SecondMoments
@@ -21,6 +21,7 @@ from tvm_int8.quantization.second_moments import SecondMoments
 def learn_weights(
     mod: tvm.IRModule,
     quantizers: Quantizers,
+    network: Run,
     batches: Sequence[Batch],
     limit: int = 127,
     correct_bias: bool = True,
@@ -34,6 +35,8 @@ def learn_weights(
         Canonical float module.
     quantizers : Quantizers
         Of that module.
+    network : callable
+        The float network: takes a batch, returns at least the tensors that convolutions read, by name.
     batches : sequence of batches
         Some tens of typical inputs.
     limit : int
@@ -50,7 +53,6 @@ def learn_weights(
     flow = Dataflow(mod)
     calls = {b.var.name: b.value for b in flow.bindings if b.var.name in quantizers.weights}
     moments = {name: SecondMoments(call, len(batches)) for name, call in calls.items() if SecondMoments.applies(call)}
-    network = FloatNetwork(mod, list(dict.fromkeys(call.args[0].name for call in calls.values())))
     bar = {"unit": "batch", "disable": None if progress else True}
     for batch in tqdm(batches, "look at layers", **bar):
         tensors = network(batch)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import tvm
 
 from tvm_int8 import pipeline
@@ -37,6 +36,7 @@ class Quantization:
     float_mod : canonical float module
     config : its `float_layers` are those left in FP32 for accuracy, too
     table, quantizers, reference : what it is quantised with, and on
+    network : what searches have looked at so far, if they have
     """
 
     float_mod: tvm.IRModule
@@ -44,6 +44,7 @@ class Quantization:
     table: CalibrationTable
     quantizers: Quantizers
     reference: Reference
+    network: SimulatedNetwork | None = None
 
     def mod(self) -> tvm.IRModule:
         """The QDQ module."""
@@ -56,7 +57,7 @@ class Quantization:
 
     def sensitivity(self) -> Sensitivity:
         """What tells how much noise its layers make."""
-        return Sensitivity(self.float_mod, self.config, self.quantizers, self.reference.batches)
+        return Sensitivity(self.float_mod, self.config, self.quantizers, self.reference.batches, self.network)
 
 
 def equalized(imported: tvm.IRModule, config: QuantizationConfig) -> tvm.IRModule:
@@ -82,8 +83,16 @@ def quantize_network(
         found, expected = f"a table, with {', '.join(needs_data(config))}", "the inputs, which these options look at"
         raise CalibrationError("calibration", found, expected, "pass the calibration data itself")
     means = analytic_means(imported, mod) if config.bias_correction == "analytic" else None
-    quantizers = _improved(mod, table, config, reference, means, progress)
-    quantized = Quantization(mod, config, table, quantizers, reference)
+    flow = Dataflow(mod)
+    choice = QuantizerChoice(flow, plan_quantization(flow, config), table, config, means)
+    quantizers, network = choice.run(), None
+    if config.range_search:
+        network = SimulatedNetwork(mod, quantizers)
+        quantizers = search_ranges(mod, choice, network, reference.batches, progress)
+    if config.rounding == "learned":
+        corrects, limit = config.bias_correction != "none", weight_limit(config.weight_bits)
+        quantizers = learn_weights(mod, quantizers, reference.network, reference.batches, limit, corrects, progress)
+    quantized = Quantization(mod, config, table, quantizers, reference, network)
     floats = _layers_in_float(quantized, progress)
     return quantized.without(floats) if floats else quantized
 
@@ -97,26 +106,6 @@ def needs_data(config: QuantizationConfig) -> list[str]:
         "min_sqnr_db": config.min_sqnr_db is not None,
     }
     return [option for option, is_asked in asked.items() if is_asked]
-
-
-def _improved(
-    mod: tvm.IRModule,
-    table: CalibrationTable,
-    config: QuantizationConfig,
-    reference: Reference,
-    means: Mapping[str, np.ndarray] | None,
-    progress: bool,
-) -> Quantizers:
-    """Quantisers from the table, then whatever the options want to be learnt from data."""
-    flow = Dataflow(mod)
-    choice = QuantizerChoice(flow, plan_quantization(flow, config), table, config, means)
-    quantizers = choice.run()
-    if config.range_search:
-        quantizers = search_ranges(mod, choice, SimulatedNetwork(mod, quantizers), reference.batches, progress)
-    if config.rounding == "learned":
-        corrects, limit = config.bias_correction != "none", weight_limit(config.weight_bits)
-        quantizers = learn_weights(mod, quantizers, reference.batches, limit, corrects, progress)
-    return quantizers
 
 
 def _layers_in_float(quantized: Quantization, progress: bool) -> list[str]:

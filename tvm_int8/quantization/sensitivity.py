@@ -76,13 +76,20 @@ class Sensitivity:
         Of that module.
     batches : sequence of batches
         Typical inputs, of which as many are used as time allows.
+    network : SimulatedNetwork, optional
+        Of that module, where there is one already.
     """
 
     def __init__(
-        self, mod: tvm.IRModule, config: QuantizationConfig, quantizers: Quantizers, batches: Sequence[Batch]
+        self,
+        mod: tvm.IRModule,
+        config: QuantizationConfig,
+        quantizers: Quantizers,
+        batches: Sequence[Batch],
+        network: SimulatedNetwork | None = None,
     ):
         self.flow, self.config, self.quantizers = Dataflow(mod), config, quantizers
-        self.network = SimulatedNetwork(mod, quantizers)
+        self.network = network or SimulatedNetwork(mod, quantizers)
         plan = plan_quantization(self.flow, config)
         self.units = {unit.layer: unit for unit in plan.units if unit.kind == "compute"}
         self.batches = affordable(self.network, batches, 2 * len(self.units) + MORE_RUNS)

@@ -24,6 +24,8 @@ from tvm_int8.schedules.rule import Constants
 from tvm_int8.specs import Conv2d
 from tvm_int8.target import parse_target
 
+_REMEMBERED = 3
+
 
 class SimulatedNetwork:
     """Compiled once for this CPU in float32; rounds activations and weights as it is told, everything at first.
@@ -56,9 +58,8 @@ class SimulatedNetwork:
         simulated = pipeline.simulate([*quantizers.activations])(mod)
         self._build(pipeline.observe(self._observed)(simulated))
         self._parameters = {name: self._rounding(name, q) for name, q in quantizers.activations.items()}
-        self._exact = {name: self._pack(name, None) for name in quantizers.weights}
-        self._first = {name: self._pack(name, q) for name, q in quantizers.weights.items()}
-        self._packed = dict(self._first)
+        self._known: dict[str, list[tuple]] = {name: [] for name in quantizers.weights}
+        self._packed = {name: self._pack(name, q) for name, q in quantizers.weights.items()}
 
     def _build(self, mod: tvm.IRModule) -> None:
         resolved = parse_target("native")
@@ -90,14 +91,7 @@ class SimulatedNetwork:
 
     def set_weight(self, name: str, quantizer: WeightQuantizer | None) -> None:
         """Give a convolution other weights, or those of the float network (None)."""
-        data = self._calls[name].args[0].name
-        as_first = self._current.activations.get(data) is self.quantizers.activations.get(data)
-        if quantizer is None:
-            self._packed[name] = self._exact[name]
-        elif quantizer is self.quantizers.weights[name] and as_first:
-            self._packed[name] = self._first[name]
-        else:
-            self._packed[name] = self._pack(name, quantizer)
+        self._packed[name] = self._pack(name, quantizer)
 
     def apply(self, quantizers: Quantizers | None) -> None:
         """Round everything as `quantizers` say, or nothing (None)."""
@@ -110,6 +104,16 @@ class SimulatedNetwork:
         return [tvm.runtime.tensor(array) for array in parameter_values(quantizer, self._shapes[name])]
 
     def _pack(self, name: str, quantizer: WeightQuantizer | None) -> list:
+        """A kernel's constants; the last few are remembered, because searches go back and forth between them."""
+        data = self._current.activations.get(self._calls[name].args[0].name)
+        for known, known_data, packed in self._known[name]:
+            if known is quantizer and (quantizer is None or known_data is data):
+                return packed
+        packed = self._pack_anew(name, quantizer)
+        self._known[name] = [(quantizer, data, packed), *self._known[name][: _REMEMBERED - 1]]
+        return packed
+
+    def _pack_anew(self, name: str, quantizer: WeightQuantizer | None) -> list:
         spec, constants = self._orders[name]
         weight, bias = constants.weight, constants.bias
         if quantizer is not None:
