@@ -21,10 +21,10 @@ import numpy as np
 import onnx
 
 import tvm_int8
-from benchmarks import metrics, onnx_graph
+from benchmarks import onnx_graph
+from benchmarks.judge import Result, judge, load_batches
 from tvm_int8.config import QuantizationConfig
 from tvm_int8.quantization.calibrators import calibrator_names
-from tvm_int8.quantization.data import CalibrationBatches, InputSpec
 
 PLAIN: Mapping[str, Any] = {
     "method": "minmax",
@@ -66,15 +66,6 @@ class Variant:
 
     name: str
     config: QuantizationConfig
-
-
-@dataclass(frozen=True)
-class Result:
-    """How far a variant is from FP32: SQNR of the outputs in dB, share of equal decisions, accuracy if known."""
-
-    sqnr_db: float
-    equal_decisions: float
-    accuracy: float | None
 
 
 def variants(only: Sequence[str] = tuple(CHOICES)) -> Iterator[Variant]:
@@ -124,33 +115,17 @@ class Judge:
 
     def fp32(self) -> Result:
         """The reference's own row."""
-        return self._result(self.reference)
+        return judge(self.reference, self.reference, self.labels)
 
     def __call__(self, variant: Variant) -> Result:
         """Judge a variant."""
-        return self._result(self._outputs(variant.config))
-
-    def _result(self, outputs: list[list[np.ndarray]]) -> Result:
-        flat = [[value for values in batches for value in values] for batches in (self.reference, outputs)]
-        decisions, expected = _decisions(outputs), _decisions(self.reference)
-        accuracy = None if self.labels is None else float(np.mean(decisions == self.labels[: len(decisions)]))
-        return Result(metrics.sqnr_db(*flat), float(np.mean(decisions == expected)), accuracy)
-
-
-def _decisions(outputs: list[list[np.ndarray]]) -> np.ndarray:
-    """Place of the largest element of the first output, for every input of every batch."""
-    return np.concatenate([first.reshape(len(first), -1).argmax(1) for first, *_ in outputs])
+        return judge(self.reference, self._outputs(variant.config), self.labels)
 
 
 def row(name: str, result: Result) -> str:
     """A line of the Markdown table."""
     accuracy = "" if result.accuracy is None else f" {result.accuracy:.2%} |"
     return f"| {name} | {result.sqnr_db:.1f} | {result.equal_decisions:.2%} |{accuracy}"
-
-
-def _load_batches(path: Path, model: onnx.ModelProto, count: int) -> list[dict[str, np.ndarray]]:
-    shapes = onnx_graph.input_shapes(model)
-    return list(CalibrationBatches(path, [InputSpec(name, tuple(shape)) for name, shape in shapes.items()]))[:count]
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -169,13 +144,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
     model = onnx_graph.logits_model(onnx.load(arguments.model))
     paths = arguments.calibration, arguments.test
-    calibration, test = (_load_batches(path, model, arguments.count) for path in paths)
-    judge = Judge(model, calibration, test, None if arguments.labels is None else np.load(arguments.labels))
+    calibration, test = (load_batches(path, model, arguments.count) for path in paths)
+    judged = Judge(model, calibration, test, None if arguments.labels is None else np.load(arguments.labels))
     columns = ["", "SQNR dB", "as FP32"] + ([] if arguments.labels is None else ["accuracy"])
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
-    print(row("FP32", judge.fp32()))
+    print(row("FP32", judged.fp32()))
     for variant in variants(arguments.only):
-        print(row(variant.name, judge(variant)), flush=True)
+        print(row(variant.name, judged(variant)), flush=True)
     return 0
 
 

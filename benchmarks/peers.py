@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +35,15 @@ class Runner:
         Of the runtime.
     macs : int
         Multiply-adds of one run, where the runtime says; else 0.
+    quantize_s : float
+        Seconds that quantising took, where that was part of making the runner; else 0.
     """
 
     name: str
     infer: Infer
     version: str = ""
     macs: int = 0
+    quantize_s: float = 0.0
 
 
 @dataclass
@@ -55,12 +59,20 @@ def ort_fp32(model: onnx.ModelProto, calibration: Sequence[np.ndarray], threads:
     return _ort_runner("ORT FP32", model, threads)
 
 
-def ort_int8(model: onnx.ModelProto, calibration: Sequence[np.ndarray], threads: int) -> Runner | Absent:
+def ort_int8(
+    model: onnx.ModelProto, calibration: Sequence[np.ndarray], threads: int, method: str = "MinMax"
+) -> Runner | Absent:
     """ONNX Runtime on its own QDQ quantisation of the model (`quantize_ort`)."""
+    start = time.perf_counter()
     try:
-        return _ort_runner("ORT INT8", quantize_ort(model, calibration), threads)
+        quantized = quantize_ort(model, calibration, method)
     except ImportError as error:
         return Absent("ORT INT8", str(error))
+    return _quantized_in(time.perf_counter() - start, _ort_runner("ORT INT8", quantized, threads))
+
+
+def _quantized_in(seconds: float, made: Runner | Absent) -> Runner | Absent:
+    return replace(made, quantize_s=seconds) if isinstance(made, Runner) else made
 
 
 def _ort_runner(name: str, model: onnx.ModelProto, threads: int) -> Runner | Absent:
@@ -77,12 +89,11 @@ def _ort_runner(name: str, model: onnx.ModelProto, threads: int) -> Runner | Abs
     return Runner(name, lambda x: session.run(None, {feed: x}), ort.__version__)
 
 
-def quantize_ort(model: onnx.ModelProto, calibration: Sequence[np.ndarray]) -> onnx.ModelProto:
+def quantize_ort(model: onnx.ModelProto, calibration: Sequence[np.ndarray], method: str = "MinMax") -> onnx.ModelProto:
     """Quantise with ``onnxruntime.quantization.quantize_static`` the way its documentation recommends for x86.
 
-    QDQ format, s8 weights per output channel, u8 activations, min/max calibration, after ONNX Runtime's own
-    preparation of the graph (batch norm folded, shapes inferred). The model is raised to opset 13 first, which
-    per-channel QuantizeLinear needs.
+    QDQ format, s8 weights per output channel, u8 activations, after ONNX Runtime's own preparation of the graph (batch
+    norm folded, shapes inferred). The model is raised to opset 13 first, which per-channel QuantizeLinear needs.
 
     Parameters
     ----------
@@ -90,6 +101,8 @@ def quantize_ort(model: onnx.ModelProto, calibration: Sequence[np.ndarray]) -> o
         With one input.
     calibration : sequence of numpy.ndarray
         Inputs to take the ranges from.
+    method : str
+        Of calibration: "MinMax", "Entropy" or "Percentile".
 
     Returns
     -------
@@ -115,7 +128,7 @@ def quantize_ort(model: onnx.ModelProto, calibration: Sequence[np.ndarray]) -> o
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                calibrate_method=CalibrationMethod.MinMax,
+                calibrate_method=CalibrationMethod[method],
             )
             return onnx.load(str(quantized))
     finally:
@@ -153,11 +166,12 @@ def nncf_int8(model: onnx.ModelProto, calibration: Sequence[np.ndarray], threads
     except ImportError as error:
         return Absent("OpenVINO INT8", str(error))
     graph = openvino.Core().read_model(model.SerializeToString())
+    start = time.perf_counter()
     try:
         graph = nncf.quantize(graph, nncf.Dataset(list(calibration)), subset_size=len(calibration))
     except Exception as error:  # whatever NNCF raises, the comparison goes on without it
         return Absent("OpenVINO INT8", f"{type(error).__name__}: {error}".splitlines()[0])
-    return _openvino_runner("OpenVINO INT8", graph, threads)
+    return _quantized_in(time.perf_counter() - start, _openvino_runner("OpenVINO INT8", graph, threads))
 
 
 def _openvino_runner(name: str, graph, threads: int) -> Runner | Absent:
