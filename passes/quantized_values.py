@@ -10,7 +10,7 @@ import numpy as np
 
 from .dataflow import Dataflow
 from .expressions import Expr, const_value, dtype_of, op_name
-from .groups import is_view
+from .groups import CONVOLUTIONS, is_view
 from .quantization_parameters import channel_quantization_of, quantization_of
 
 
@@ -50,6 +50,13 @@ def _dequantized(value: Expr, quantization) -> Quantized | None:
     if const_value(value.args[0]) is not None or (found := quantization(value)) is None:
         return None
     return Quantized(value.args[0], dtype_of(value.args[0]), *found)
+
+
+def multiplies_integers(flow: Dataflow, call: Expr) -> bool:
+    """Whether a convolution's or product's data and weight are both dequantized."""
+    if op_name(call) not in (*CONVOLUTIONS, "matmul"):
+        return False
+    return all(op_name(flow.value(operand)) == "dequantize" for operand in call.args[:2])
 
 
 def quantized_weight(flow: Dataflow, expr: Expr, out_axis: int) -> tuple[np.ndarray, np.ndarray] | None:

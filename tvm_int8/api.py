@@ -21,6 +21,7 @@ from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import op_name
 from tvm_int8.passes.float_reasons import float_reasons
 from tvm_int8.passes.quantization_plan import plan_quantization
+from tvm_int8.passes.quantized_values import multiplies_integers
 from tvm_int8.quantization.calibration_table import CalibrationTable
 from tvm_int8.quantization.layer_sqnr import layer_sqnr
 from tvm_int8.quantization.quantize import Quantization, equalized, quantize_network
@@ -279,8 +280,10 @@ def _check_threads(num_threads: Any) -> None:
 
 
 def is_quantized(mod: tvm.IRModule) -> bool:
-    """Whether a network came quantised."""
-    return any(op_name(binding.value) == "quantize" for binding in Dataflow(mod).bindings)
+    """Whether a network came quantised: it rounds data, or multiplies integers with integers."""
+    flow = Dataflow(mod)
+    calls = (binding.value for binding in flow.bindings)
+    return any(op_name(call) == "quantize" or multiplies_integers(flow, call) for call in calls)
 
 
 def _reasons(quantized: QuantizedModel) -> dict[str, str]:

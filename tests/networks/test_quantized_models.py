@@ -13,9 +13,11 @@ import numpy as np
 import onnx
 import pytest
 import tvm
+from onnx.reference import ReferenceEvaluator
 
+import tvm_int8
 from benchmarks import metrics
-from tests.frontend.running import run_onnx
+from tests.frontend.running import graph, node, run_onnx
 from tests.networks.layer_by_layer import layer_differences
 from tests.small_networks import NETWORKS, draw
 from tvm_int8 import pipeline
@@ -148,6 +150,25 @@ def test_16_bits_run_in_fp32_and_say_so(activation, dtype):
     assert not [spec for spec in convolutions(pipeline.order()(imported)) if spec.inputs[0].dtype == "uint8"]
 
 
+@pytest.mark.isa("avx512vnni")
+def test_products_of_integers_alone_are_quantised():
+    """ConvInteger rounds no data; calibration would look for ranges that are there already."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "zero": np.uint8(120), "w": rng.integers(-128, 128, (20, 3, 3, 3)).astype(np.int8), "scale": np.float32(0.001),
+    }  # fmt: skip
+    nodes = [
+        node("ConvInteger", "x w zero", "i", "conv"), node("Cast", "i", "f", "cast", to=1),
+        node("Mul", "f scale", "y", "scaled"),
+    ]  # fmt: skip
+    x = rng.integers(0, 256, (1, 3, 7, 7)).astype(np.uint8)
+    model = graph(nodes, {"x": x}, weights)
+    module = tvm_int8.compile(model, num_threads=1)
+    (expected,) = ReferenceEvaluator(model).run(None, {"x": x})
+    np.testing.assert_allclose(module(x)[0], expected, rtol=1e-6)
+    assert [row.precision for row in module.report if row.layer == "conv"] == ["int8"]
+
+
 NNCF = [("residual", "performance"), ("inception", "mixed"), ("decoder", "performance"), ("activations", "mixed")]
 
 
@@ -173,8 +194,6 @@ TRAINED = {
 @pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("configuration", TRAINED)
 def test_trained_networks_decide_like_onnxruntime(configuration, real_models):
-    import tvm_int8
-
     name = "resnet8_cifar10"
     model = onnx.load(str(real_models.model_path(name)))
     images = real_models.calibration_batches(name, 80)

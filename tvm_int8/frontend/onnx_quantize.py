@@ -209,7 +209,10 @@ def qlinear_where(ctx, node: Node, condition, a, a_scale, a_zero, b, b_scale, b_
 @onnx_op("QLinearConcat", domain=MICROSOFT)
 def qlinear_concat(ctx, node: Node, y_scale, y_zero, *triples) -> relax.Var:
     """QLinearConcat of (tensor, scale, zero point) triples."""
-    parts = [_real(ctx, node, *triples[i : i + 3], f"input{i // 3}") for i in range(0, len(triples), 3)]
+    parts = [
+        _real(ctx, node, x, scale, zero_point, f"input{index}")
+        for index, (x, scale, zero_point) in enumerate(zip(*(triples[i::3] for i in range(3)), strict=True))
+    ]
     out = ctx.emit(op.concat(parts, int(node.get("axis"))))
     return quantize(ctx, node, out, y_scale, y_zero, _qdtype(ctx, y_zero, triples[0]), suffix="quantized")
 

@@ -52,7 +52,7 @@ def quantization_converters(importer) -> dict[str, Callable]:
 
         return converted
 
-    found = {}
+    found: dict[str, Callable] = {}
     for kind, convert in (("quantize", quantize), ("dequantize", dequantize)):
         found |= {f"{kind}_per_tensor.{overload}": per_tensor(convert) for overload in _OVERLOADS}
         found[f"{kind}_per_channel.default"] = per_channel(convert)
