@@ -166,7 +166,7 @@ def test_products_of_integers_alone_are_quantised():
     module = tvm_int8.compile(model, num_threads=1)
     (expected,) = ReferenceEvaluator(model).run(None, {"x": x})
     np.testing.assert_allclose(module(x)[0], expected, rtol=1e-6)
-    assert [row.precision for row in module.report if row.layer == "conv"] == ["int8"]
+    assert module.report.summary.startswith("1/1 "), module.report
 
 
 NNCF = [("residual", "performance"), ("inception", "mixed"), ("decoder", "performance"), ("activations", "mixed")]
