@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
     model = onnx_graph.logits_model(onnx.load(arguments.model))
     paths = arguments.calibration, arguments.test
-    calibration, test = (load_batches(path, model, arguments.count) for path in paths)
+    calibration, test = (load_batches(path, model)[: arguments.count] for path in paths)
     judged = Judge(model, calibration, test, None if arguments.labels is None else np.load(arguments.labels))
     columns = ["", "SQNR dB", "as FP32"] + ([] if arguments.labels is None else ["accuracy"])
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")

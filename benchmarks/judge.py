@@ -81,7 +81,7 @@ def judge(
     return Result(sqnr_db, equal, float(np.mean(found == labels[: len(found)])))
 
 
-def load_batches(path: Path, model: onnx.ModelProto, count: int) -> list[dict[str, np.ndarray]]:
-    """Read up to `count` batches for a model from an .npz or .npy file, as `tvm-int8 calibrate` does."""
+def load_batches(path: Path, model: onnx.ModelProto) -> list[dict[str, np.ndarray]]:
+    """Read the batches for a model from an .npz or .npy file, as `tvm-int8 calibrate` does."""
     shapes = onnx_graph.input_shapes(model)
-    return list(CalibrationBatches(path, [InputSpec(name, tuple(shape)) for name, shape in shapes.items()]))[:count]
+    return list(CalibrationBatches(path, [InputSpec(name, tuple(shape)) for name, shape in shapes.items()]))
