@@ -28,6 +28,8 @@ check_tvm()
 find_mapped_packages()
 
 if TYPE_CHECKING:
+    from tvm_int8.analysis.analysis import Analysis
+    from tvm_int8.analysis.analyze import analyze
     from tvm_int8.api import calibrate, compile, quantize
     from tvm_int8.config import QuantizationConfig
     from tvm_int8.mixed_precision import MixedPrecision, mixed_precision
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from tvm_int8.tuning.workload import Workload
 
 _LAZY = {
+    "Analysis": "tvm_int8.analysis.analysis",
+    "analyze": "tvm_int8.analysis.analyze",
     "compile": "tvm_int8.api",
     "calibrate": "tvm_int8.api",
     "quantize": "tvm_int8.api",
@@ -55,6 +59,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Analysis",
     "ArtifactError",
     "CalibrationError",
     "CalibrationTable",
@@ -69,6 +74,7 @@ __all__ = [
     "TvmInt8Error",
     "Workload",
     "__version__",
+    "analyze",
     "calibrate",
     "compile",
     "load",

@@ -17,6 +17,7 @@ import numpy as np
 
 import tvm_int8
 
+from .cli_analyze import add_analyze
 from .cli_quantize import RUNTIMES, add_quantize, add_runtime, runtime_config
 from .cli_tuning import add_logs, add_tune, add_worker
 from .errors import ConfigError, TvmInt8Error
@@ -70,6 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
     for add in (_add_compile, _add_run, _add_inspect, _add_calibrate):
         add(commands)
     add_quantize(commands, _add_model, _add_method, _inputs)
+    add_analyze(commands, _add_model, _add_method, _inputs, _positive)
     add_tune(commands, _add_model, _inputs, _positive)
     add_logs(commands)
     add_worker(commands)

@@ -1,0 +1,1 @@
+"""Where a network's quantisation error comes from, layer by layer, and what to do about it."""
