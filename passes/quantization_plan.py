@@ -65,9 +65,11 @@ class QuantizationPlan:
         return [var for var in self.quantized if self.origin(var) is var]
 
 
-def plan_quantization(flow: Dataflow, config: QuantizationConfig) -> QuantizationPlan:
-    """Decide for a canonical float module."""
-    plan = QuantizationPlan(_units(flow, config))
+def plan_quantization(
+    flow: Dataflow, config: QuantizationConfig, groups: list[Group] | None = None
+) -> QuantizationPlan:
+    """Decide for a canonical float module; `groups` are its `future_kernels`, where they are known already."""
+    plan = QuantizationPlan(_units(flow, config, future_kernels(flow, config) if groups is None else groups))
     readers: dict[Var, list[Unit]] = {}
     for unit in plan.units:
         for var in unit.inputs:
@@ -99,6 +101,11 @@ def plan_quantization(flow: Dataflow, config: QuantizationConfig) -> Quantizatio
     return plan
 
 
+def future_kernels(flow: Dataflow, config: QuantizationConfig) -> list[Group]:
+    """What will be one kernel each."""
+    return fusion_groups(flow, config.plain_convolutions)
+
+
 def _delivers_channels(unit: Unit) -> bool:
     """Whether the unit's kernel can store every channel in a scale of its own: its epilogue does the scaling."""
     return _is_channelwise(unit) and len(shape_of(unit.output)) == 4
@@ -122,10 +129,10 @@ def _quantizable(var: Expr) -> bool:
     return dtype_of(var) == "float32" and len(shape_of(var)) >= 2
 
 
-def _units(flow: Dataflow, config: QuantizationConfig) -> list[Unit]:
+def _units(flow: Dataflow, config: QuantizationConfig, found: list[Group]) -> list[Unit]:
     from .order_kernels import layer_name
 
-    groups = {group.exit: group for group in fusion_groups(flow, config.plain_convolutions)}
+    groups = {group.exit: group for group in found}
     inside = {binding.var for group in groups.values() for binding in group.bindings}
     units = []
     for binding in flow.bindings:

@@ -11,7 +11,8 @@ from tqdm import tqdm
 from tvm_int8.config import QuantizationConfig
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import const_value, shape_of
-from tvm_int8.passes.quantization_plan import Unit, plan_quantization
+from tvm_int8.passes.groups import Group
+from tvm_int8.passes.quantization_plan import Unit, future_kernels, plan_quantization
 from tvm_int8.passes.quantizers import Quantizers
 from tvm_int8.quantization.output_noise import Batch, OutputNoise, affordable, decibels
 from tvm_int8.quantization.simulated_network import SimulatedNetwork
@@ -90,7 +91,8 @@ class Sensitivity:
     ):
         self.flow, self.config, self.quantizers = Dataflow(mod), config, quantizers
         self.network = network or SimulatedNetwork(mod, quantizers)
-        plan = plan_quantization(self.flow, config)
+        self._groups = future_kernels(self.flow, config)
+        plan = plan_quantization(self.flow, config, self._groups)
         self.units = {unit.layer: unit for unit in plan.units if unit.kind == "compute"}
         self.batches = affordable(self.network, batches, 2 * len(self.units) + MORE_RUNS)
         self._noise = OutputNoise(self.network, self.batches)
@@ -102,7 +104,7 @@ class Sensitivity:
 
     def noise(self, floating: Collection[str]) -> float:
         """Noise power over signal power at the outputs, some layers left in FP32."""
-        self.network.apply(restricted(self.flow, excluding(self.config, floating), self.quantizers))
+        self.network.apply(restricted(self.flow, excluding(self.config, floating), self.quantizers, self._groups))
         return self._noise.measure()
 
     def sqnr_db(self, floating: Collection[str] = ()) -> float:
@@ -124,9 +126,11 @@ def excluding(config: QuantizationConfig, layers: Collection[str]) -> Quantizati
     return replace(config, float_layers=(*config.float_layers, *layers))
 
 
-def restricted(flow: Dataflow, config: QuantizationConfig, quantizers: Quantizers) -> Quantizers:
+def restricted(
+    flow: Dataflow, config: QuantizationConfig, quantizers: Quantizers, groups: list[Group] | None = None
+) -> Quantizers:
     """Those of a network's quantisers that are left when more layers are excluded, as they are."""
-    plan = plan_quantization(flow, config)
+    plan = plan_quantization(flow, config, groups)
     rounded = {var.name for var in plan.quantized}
     computing = {unit.group.anchor.var.name for unit in plan.units if unit.kind == "compute"}
     return Quantizers(
