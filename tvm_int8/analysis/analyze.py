@@ -10,7 +10,7 @@ from tvm_int8 import api
 from tvm_int8.analysis.analysis import Analysis
 from tvm_int8.analysis.results import LayerAnalysis
 from tvm_int8.analysis.suggestions import suggest
-from tvm_int8.analysis.tensors import analyze_activations, analyze_weight
+from tvm_int8.analysis.tensors import analyze_activations, analyze_weight, anchor
 from tvm_int8.analysis.times import Times, estimated_times, measured_times
 from tvm_int8.config import QuantizationConfig
 from tvm_int8.errors import CalibrationError, ConfigError, ModelError
@@ -168,7 +168,7 @@ def _layers(
             layer.alone / noise if noise else 1 / len(measured),
             layer.int8_time,
             layer.float_time,
-            analyze_weight(found.quantizers.weights[units[layer.layer].group.anchor.var.name]),
+            analyze_weight(found.quantizers.weights[anchor(units[layer.layer]).var.name]),
             activations[layer.layer],
         )
         for layer in measured

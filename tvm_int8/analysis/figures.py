@@ -168,7 +168,7 @@ def _svg(name: str, size: tuple[float, float], draw: Callable[[Any], None]) -> s
     from matplotlib.figure import Figure
 
     # Names of layers are text, whatever signs are in them, and neither date nor addresses are written.
-    options = {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False, "font.family": "sans-serif"}
+    options: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False, "font.family": "sans-serif"}
     with rc_context(options):
         figure = Figure(size, layout="constrained", facecolor="none")
         draw(figure)

@@ -22,7 +22,7 @@ p { margin: .3rem 0 .8rem; max-width: 52rem } figure { margin: 0 } svg { width: 
 th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
 th { position: sticky; top: 0; background: Canvas } .text { text-align: left } tr:hover td { background: var(--soft) }
 code { background: var(--soft); padding: .1rem .35rem; border-radius: .25rem; white-space: normal; user-select: all }
-.layers { display: grid; grid-template-columns: repeat(auto-fill, minmax(26rem, 1fr)); gap: .9rem }
+.layers { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); gap: .9rem }
 .layers figure { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem }
 figcaption b { display: block; overflow-wrap: anywhere } figcaption { font-size: .85rem }
 footer { margin: 3rem 0 1rem; font-size: .8rem; opacity: .7 }

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from tvm import relax
 
 from tvm_int8.analysis.results import ActivationAnalysis, Distribution, WeightAnalysis
 from tvm_int8.passes.dataflow import Dataflow
@@ -18,6 +19,13 @@ from tvm_int8.quantization.quantize import Quantization
 from tvm_int8.quantization.sqnr import sqnr_db
 
 BINS = 85  # of a distribution: three levels of an int8 each
+
+
+def anchor(unit: Unit) -> relax.VarBinding:
+    """The convolution of a unit that computes."""
+    assert unit.group is not None
+    assert unit.group.anchor is not None
+    return unit.group.anchor
 
 
 def analyze_weight(quantizer: WeightQuantizer) -> WeightAnalysis:
@@ -46,7 +54,7 @@ def analyze_activations(
         By layer.
     """
     plan = plan_quantization(Dataflow(quantization.float_mod), quantization.config)
-    data = {layer: unit.group.anchor.value.args[0] for layer, unit in units.items()}
+    data = {layer: anchor(unit).value.args[0] for layer, unit in units.items()}
     watched = {var.name: _Watched(quantization, var, plan.origin(var)) for var in data.values()}
     for index, batch in enumerate(batches):
         found = quantization.reference.network(dict(batch))

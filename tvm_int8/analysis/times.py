@@ -50,8 +50,8 @@ def measured_times(
     timed = [replace(layer, int8_time=in_int8[layer.layer], float_time=in_float[layer.layer]) for layer in layers]
     threads = profiles[0].num_threads
     conditions = f"sum of kernels, measured for {int8.metadata.mcpu} on {threads} thread{'s' if threads > 1 else ''}"
-    totals = (profile.kernels_us for profile in profiles)
-    return Times("us", tuple(timed), *totals, conditions, RESOLUTION_US)
+    total, floating_total = (profile.kernels_us for profile in profiles)
+    return Times("us", tuple(timed), total, floating_total, conditions, RESOLUTION_US)
 
 
 def estimated_times(layers: Sequence[LayerSensitivity]) -> Times:
