@@ -168,12 +168,21 @@ def test_calibrate_passes_options_on(capsys, calls):
     run(capsys, "calibrate", "m.onnx", "x.npz", "-o", "t.json", *options)
     code, out, _ = run(capsys, "calibrate", "m.onnx", "x.npz", "-o", "t.json")
     assert (code, out) == (0, "wrote t.json (1 tensors)\n")
-    expected = dict(method="minmax", input_shapes={"x": (1, 2)}, input_dtype="uint8", input_mean=(127.5,))
+    config = tvm_int8.QuantizationConfig(method="minmax")
+    expected = dict(config=config, input_shapes={"x": (1, 2)}, input_dtype="uint8", input_mean=(127.5,))
     assert calls[0] == ("m.onnx", "x.npz", expected)
     assert calls[1:] == ["t.json", ("m.onnx", "x.npz", {}), "t.json"]
     options = ["--preset", "best", "--method", "mse", "--keep-histograms"]
     run(capsys, "calibrate", "m.onnx", "x.npz", "-o", "t.json", *options)
-    assert calls[4] == ("m.onnx", "x.npz", dict(config="best", method="mse", keep_histograms=True))
+    config = tvm_int8.QuantizationConfig.preset("best", method="mse")
+    assert calls[4] == ("m.onnx", "x.npz", dict(config=config, keep_histograms=True))
+
+
+def test_single_options_of_quantisation_are_passed_on(capsys, calls, tmp_path):
+    options = ["--exclude", "/head/*", "--exclude", "fc", "--min-sqnr-db", 30, "--max-slowdown", 0.1]
+    run(capsys, "compile", "m.onnx", "-o", tmp_path / "net.so", *options)
+    expected = tvm_int8.QuantizationConfig(exclude=["/head/*", "fc"], min_sqnr_db=30.0, max_slowdown=0.1)
+    assert calls[0][1]["quantization"] == expected
 
 
 def test_errors_are_one_line(capsys, calls, tmp_path, monkeypatch):
@@ -181,7 +190,7 @@ def test_errors_are_one_line(capsys, calls, tmp_path, monkeypatch):
     conflict = run(capsys, "compile", "m.onnx", "-o", path, "--float32", "--method", "minmax")
     assert_one_line_error(conflict, "--float32")
     conflict = run(capsys, "compile", "m.onnx", "-o", path, "--float32", "--preset", "fast")
-    assert_one_line_error(conflict, "--preset")
+    assert_one_line_error(conflict, "options of quantisation")
     assert_one_line_error(run(capsys, "compile", "m.onnx", "-o", tmp_path / "none" / "net.so"), "cannot be written")
 
     def fail(*_, **__):

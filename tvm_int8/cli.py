@@ -18,7 +18,8 @@ import numpy as np
 import tvm_int8
 
 from .cli_analyze import add_analyze
-from .cli_quantize import RUNTIMES, add_quantize, add_runtime, runtime_config
+from .cli_config import add_config, config_of
+from .cli_quantize import RUNTIMES, add_quantize, add_runtime
 from .cli_tuning import add_logs, add_tune, add_worker
 from .errors import ConfigError, TvmInt8Error
 
@@ -70,8 +71,8 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (_add_compile, _add_run, _add_inspect, _add_calibrate):
         add(commands)
-    add_quantize(commands, _add_model, _add_method, _inputs)
-    add_analyze(commands, _add_model, _add_method, _inputs, _positive)
+    add_quantize(commands, _add_model, add_config, _inputs)
+    add_analyze(commands, _add_model, add_config, _inputs, _positive)
     add_tune(commands, _add_model, _inputs, _positive)
     add_logs(commands)
     add_worker(commands)
@@ -90,7 +91,7 @@ def _add_compile(commands: Any) -> None:
     parser.add_argument(
         "--calibration", metavar="FILE", help=".npz or .npy with typical inputs, or the table that calibrate wrote"
     )
-    _add_method(parser)
+    add_config(parser)
     parser.add_argument("--float32", action="store_true", help="do not quantise")
     parser.add_argument("--threads", type=_positive, metavar="N", help="threads to run on; by default all cores")
     parser.add_argument(
@@ -124,7 +125,7 @@ def _add_calibrate(commands: Any) -> None:
     _add_model(parser)
     parser.add_argument("data", metavar="DATA.npz", help=".npz with an array of samples per input, or .npy")
     parser.add_argument("-o", "--output", required=True, metavar="TABLE.json", help="the calibration table to write")
-    _add_method(parser)
+    add_config(parser)
     add_runtime(parser, "tvm-int8")
     parser.add_argument("--keep-histograms", action="store_true", help="put the distribution of every tensor into it")
     parser.set_defaults(run=_calibrate)
@@ -149,17 +150,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_method(parser: argparse.ArgumentParser) -> None:
-    from .config import PRESETS
-    from .quantization.calibrators import calibrator_names
-
-    parser.add_argument("--preset", choices=tuple(PRESETS), help="all options of quantisation at once")
-    parser.add_argument("--method", choices=calibrator_names(), help="how ranges are made from calibration data")
-
-
 def _compile(options: argparse.Namespace) -> None:
-    if options.float32 and (options.calibration or options.method or options.preset):
-        found = "with --calibration, --method or --preset"
+    config = config_of(options)
+    if options.float32 and (options.calibration or config):
+        found = "with --calibration or options of quantisation"
         raise ConfigError("--float32", found, "one or the other", "leave one out")
     if options.untuned and options.tuning_log:
         raise ConfigError("--untuned", "with --tuning-log", "one or the other", "leave one out")
@@ -168,9 +162,8 @@ def _compile(options: argparse.Namespace) -> None:
         choices["tuning_logs"] = options.tuning_log
     if options.float32:
         choices["quantization"] = None
-    elif options.method or options.preset:
-        method = {"method": options.method} if options.method else {}
-        choices["quantization"] = tvm_int8.QuantizationConfig.preset(options.preset or "default", **method)
+    elif config:
+        choices["quantization"] = config
     module = tvm_int8.compile(options.model, target=options.target, calibration=options.calibration, **choices)
     module.export(options.output)
     print(module.report if options.report else module.report.summary)
@@ -204,8 +197,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _calibrate(options: argparse.Namespace) -> None:
-    config = runtime_config(options) if RUNTIMES[options.runtime] else options.preset
-    choices = {"method": options.method, "config": config, "keep_histograms": options.keep_histograms}
+    choices = {"config": config_of(options, **RUNTIMES[options.runtime]), "keep_histograms": options.keep_histograms}
     given = {name: value for name, value in choices.items() if value}
     table = tvm_int8.calibrate(options.model, options.data, **given, **_inputs(options))
     table.save(options.output)

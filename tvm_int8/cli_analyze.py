@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from .cli_config import config_of
+
 
 def add_analyze(
     commands: Any,
@@ -33,8 +35,7 @@ def add_analyze(
 
         if options.html:
             check_page(options.html)
-        method = {"method": options.method} if options.method else {}
-        config = tvm_int8.QuantizationConfig.preset(options.preset or "default", **method)
+        config = config_of(options) or tvm_int8.QuantizationConfig()
         choices = {"inputs": options.inputs} if options.inputs else {}
         analysis = tvm_int8.analyze(
             options.model, options.calibration, config, target=options.target, **choices, **inputs_of(options)

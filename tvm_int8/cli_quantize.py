@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from .cli_config import config_of
+
 RUNTIMES: dict[str, dict[str, Any]] = {
     "onnxruntime": {"per_channel_activations": False, "plain_convolutions": True},
     "openvino": {"per_channel_activations": False},
@@ -33,9 +35,9 @@ def add_quantize(
 
     def run(options: argparse.Namespace) -> None:
         import tvm_int8
+        from tvm_int8.config import QuantizationConfig
 
-        method = {"method": options.method} if options.method else {}
-        config = runtime_config(options, **method)
+        config = config_of(options, **RUNTIMES[options.runtime]) or QuantizationConfig()
         quantized = tvm_int8.quantize(options.model, options.calibration, config, **inputs_of(options))
         quantized.to_onnx(options.output)
         print(f"wrote {options.output} ({os.path.getsize(options.output) / 2**20:.1f} MiB, for {options.runtime})")
@@ -51,10 +53,3 @@ def add_runtime(parser: argparse.ArgumentParser, default: str) -> None:
         default=default,
         help=f"what the quantised model is for, {default} by default; for onnxruntime most is rounded",
     )
-
-
-def runtime_config(options: argparse.Namespace, **more: Any):
-    """The options of quantisation that ``--preset`` and ``--runtime`` stand for."""
-    from .config import QuantizationConfig
-
-    return QuantizationConfig.preset(options.preset or "default", **{**RUNTIMES[options.runtime], **more})

@@ -1,0 +1,41 @@
+"""Options of quantisation on the command line, the same for every command that quantises; see `cli`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+_OPTIONS = ("method", "exclude", "min_sqnr_db", "max_slowdown")
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add them to a command."""
+    from .config import PRESETS
+    from .quantization.calibrators import calibrator_names
+
+    parser.add_argument("--preset", choices=tuple(PRESETS), help="all options of quantisation at once")
+    parser.add_argument("--method", choices=calibrator_names(), help="how ranges are made from calibration data")
+    parser.add_argument(
+        "--exclude", action="append", metavar="LAYER", help="what stays FP32: a layer, a pattern, a kind of operator"
+    )
+    parser.add_argument(
+        "--min-sqnr-db", type=float, metavar="DB", help="leave layers in FP32 until the outputs are this good"
+    )
+    parser.add_argument(
+        "--max-slowdown", type=float, metavar="SHARE", help="leave layers in FP32 for up to this share more time"
+    )
+
+
+def given_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The single options that were given."""
+    return {name: value for name in _OPTIONS if (value := getattr(options, name)) is not None}
+
+
+def config_of(options: argparse.Namespace, **defaults: Any):
+    """The config that was asked for: the preset, `defaults`, then single options; None if there are none of these."""
+    from .config import QuantizationConfig
+
+    given = given_options(options)
+    if not (given or defaults or options.preset):
+        return None
+    return QuantizationConfig.preset(options.preset or "default", **{**defaults, **given})
