@@ -35,7 +35,9 @@ _AT_ONCE = 32
 def heuristic_of(workload: Workload, cpu: Cpu) -> Candidate:
     """Return what is built for a workload without tuning."""
     template, space = next(iter(spaces_of(workload, cpu).items()))
-    return Candidate(workload, template, rule_of(template).version, space.heuristic)
+    rule = rule_of(template)
+    assert rule is not None, "its space was just made by it"
+    return Candidate(workload, template, rule.version, space.heuristic)
 
 
 def recheck(bench: Bench, records: Sequence[Record], heuristics: Sequence[Candidate]) -> list[Record]:
@@ -65,7 +67,9 @@ def recheck(bench: Bench, records: Sequence[Record], heuristics: Sequence[Candid
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Recheck one file, the slowest workloads first."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.recheck_logs", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.recheck_logs", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("log", type=Path)
     parser.add_argument("--target", required=True, help="what the log was tuned with")
     parser.add_argument("--minutes", type=float, default=60.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -64,7 +64,7 @@ def learn_weights(
     return replace(quantizers, weights=learned)
 
 
-def _read(call: relax.Call, tensors: dict[str, np.ndarray], quantizers: Quantizers) -> np.ndarray:
+def _read(call: relax.Call, tensors: Mapping[str, np.ndarray], quantizers: Quantizers) -> np.ndarray:
     """What a convolution multiplies its weights with, float32 [N, C, H, W]."""
     name = call.args[0].name
     values, quantizer, divisor = tensors[name], quantizers.activations.get(name), quantizers.divisor(call)

@@ -82,7 +82,8 @@ def layers_for_slowdown(sensitivity: Sensitivity, share: float, progress: bool =
     """
     measured = sensitivity.measure(progress)
     left = share * sum(layer.int8_time for layer in measured)
-    names, least = [], sensitivity.noise([])
+    names: list[str] = []
+    least = sensitivity.noise([])
     for layer in by_worth(measured):
         if layer.cost <= left:
             reached = sensitivity.noise([*names, layer.layer])
