@@ -5,7 +5,8 @@
     python -m benchmarks.ablation net.onnx --calibration calibration.npz --test test.npz --only equalization rounding
 
 Inputs are files as `tvm-int8 calibrate` takes them; labels are one class per test input. Every row is a compilation of
-its own. Judged are the logits: a softmax at the end is left out.
+its own, but for two that simulate the defaults with weights alone and with activations alone rounded. Judged are the
+logits: a softmax at the end is left out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ import tvm_int8
 from benchmarks import onnx_graph
 from benchmarks.judge import Result, judge, load_batches
 from tvm_int8.config import QuantizationConfig
+from tvm_int8.frontend import load_model
 from tvm_int8.quantization.calibrators import calibrator_names
+from tvm_int8.quantization.quantize import quantize_network
+from tvm_int8.quantization.simulated_network import SimulatedNetwork
 
 PLAIN: Mapping[str, Any] = {
     "method": "minmax",
@@ -121,6 +125,24 @@ class Judge:
         """Judge a variant."""
         return judge(self.reference, self._outputs(variant.config), self.labels)
 
+    def parts(self) -> Iterator[tuple[str, Result]]:
+        """The defaults with only the weights rounded, and only the activations."""
+        imported = load_model(self.model, onnx_graph.input_shapes(self.model))
+        quantized = quantize_network(imported, self.calibration, QuantizationConfig(), progress=False)
+        network = SimulatedNetwork(quantized.float_mod, quantized.quantizers)
+        for name in quantized.quantizers.activations:
+            network.set_activation(name, None)
+        yield "default, weights alone", self._judge_simulated(network)
+        network.apply(quantized.quantizers)
+        for name in quantized.quantizers.weights:
+            network.set_weight(name, None)
+        yield "default, activations alone", self._judge_simulated(network)
+
+    def _judge_simulated(self, network: SimulatedNetwork) -> Result:
+        results = (network(batch) for batch in self.test)
+        outputs = [[np.array(values[name]) for name in network.outputs] for values in results]
+        return judge(self.reference, outputs, self.labels)
+
 
 def row(name: str, result: Result) -> str:
     """A line of the Markdown table."""
@@ -151,6 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(row("FP32", judged.fp32()))
     for variant in variants(arguments.only):
         print(row(variant.name, judged(variant)), flush=True)
+        if variant.name == "default":
+            print(*(row(name, result) for name, result in judged.parts()), sep="\n", flush=True)
     return 0
 
 

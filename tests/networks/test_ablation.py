@@ -54,11 +54,14 @@ def test_the_table(files, capsys):
     assert rule.count("---") == 4
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]
     assert [name for name, *_ in cells] == [
-        "FP32", "plain", "full", "default", "plain, per_channel_weights=True", "full, per_channel_weights=False",
+        "FP32", "plain", "full", "default", "default, weights alone", "default, activations alone",
+        "plain, per_channel_weights=True", "full, per_channel_weights=False",
     ]  # fmt: skip
     assert cells[0][1:3] == ["inf", "100.00%"]
     assert all(15 < float(sqnr) < 80 for _, sqnr, *_ in cells[1:])
     assert all(accuracy.endswith("%") for *_, accuracy in cells)
+    both, weights, activations = (10 ** (-float(sqnr) / 10) for _, sqnr, *_ in cells[3:6])
+    assert max(weights, activations) < both < 1.5 * (weights + activations)
 
 
 def test_labels_are_optional(files):
