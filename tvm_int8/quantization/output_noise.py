@@ -13,7 +13,7 @@ from tvm_int8.quantization.simulated_network import SimulatedNetwork
 Batch = Mapping[str, np.ndarray]
 SECONDS = 40.0
 """What a search may take, about: large networks are tried on fewer inputs."""
-FEWEST = 4
+FEWEST = 2
 
 
 class OutputNoise:
