@@ -6,32 +6,33 @@
 so that a network can be run with other weights without compiling it again.
 
 Requires   ScheduleKernels.
-Ensures    behind all other parameters one per constant of the bindings named, in their order.
+Ensures    behind all other parameters one per constant of the bindings named, in their order.  Constant tensors among
+           a kernel's inputs stay where they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import tvm
 from tvm import relax
 
 from .dataflow import Dataflow, Rebuilder, rebuild
-from .expressions import Expr, const_value
+from .expressions import Expr
 
 
 @tvm.transform.module_pass(opt_level=0, name="LiftConstants")
 class LiftConstants:
-    """Lift the constants of the kernel calls that bind the variables called `names`."""
+    """Lift the constants of kernel calls: name of the variable a call binds -> how many constants the kernel has."""
 
-    def __init__(self, names: Sequence[str]):
-        self.names = tuple(names)
+    def __init__(self, counts: Mapping[str, int]):
+        self.counts = dict(counts)
 
     def transform_module(self, mod: tvm.IRModule, _ctx) -> tvm.IRModule:
         """Return the module with more parameters."""
         flow = Dataflow(mod)
         bindings = {binding.var.name: binding for binding in flow.bindings}
-        lifted = {name: _parameters(bindings[name]) for name in self.names}
+        lifted = {name: _parameters(bindings[name], count) for name, count in self.counts.items()}
         function = flow.function
         added = [parameter for parameters in lifted.values() for parameter in parameters]
         parameters = [*function.params, *added]
@@ -50,6 +51,6 @@ class LiftConstants:
         return rebuild(out, rewrite)
 
 
-def _parameters(binding) -> list[relax.Var]:
-    operands = [expr for expr in binding.value.args[1].fields if const_value(expr) is not None]
-    return [relax.Var(f"{binding.var.name}_{i}", expr.ty) for i, expr in enumerate(operands)]
+def _parameters(binding, count: int) -> list[relax.Var]:
+    operands = list(binding.value.args[1].fields)
+    return [relax.Var(f"{binding.var.name}_{i}", expr.ty) for i, expr in enumerate(operands[len(operands) - count :])]

@@ -14,7 +14,7 @@ Ensures    for every point five parameters [N, C, 1, 1], or [N, C] for a tensor 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import tvm
@@ -38,14 +38,10 @@ class SimulateQuantization:
     def transform_module(self, mod: tvm.IRModule, _ctx) -> tvm.IRModule:
         """Return the module with parameters for every point."""
         flow = Dataflow(mod)
-        wanted = set(self.points)
-        parameters = {
-            var: [relax.Var(f"{var.name}_{role}", _type(var)) for role in ROLES]
-            for var in (*flow.params, *flow.producer)
-            if var.name in wanted
-        }
+        variables = {var.name: var for var in (*flow.params, *flow.producer)}
+        parameters = {variables[name]: _parameters(variables[name]) for name in self.points}
         function = flow.function
-        ordered = [parameter for name in self.points for parameter in _of(parameters, name)]
+        ordered = [parameter for own in parameters.values() for parameter in own]
         extended = relax.Function(
             [*function.params, *ordered], function.body, function.ret_ty, function.is_pure, function.attrs
         )
@@ -63,12 +59,9 @@ class SimulateQuantization:
         return rebuild(out, rewrite)
 
 
-def _of(parameters: Mapping[Var, list], name: str) -> list:
-    return next(found for var, found in parameters.items() if var.name == name)
-
-
-def _type(var: Var) -> relax.TensorType:
-    return relax.TensorType(_parameter_shape(shape_of(var)), "float32")
+def _parameters(var: Var) -> list[relax.Var]:
+    ty = relax.TensorType(_parameter_shape(shape_of(var)), "float32")
+    return [relax.Var(f"{var.name}_{role}", ty) for role in ROLES]
 
 
 def _parameter_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -153,9 +153,9 @@ def lower(cpu: Cpu, choose: Choose = lambda spec: None) -> tvm.transform.Pass:
     return tvm.transform.Sequential([place(), schedule(cpu, choose)])
 
 
-def lift_constants(names: list[str]) -> tvm.transform.Pass:
-    """Scheduled functions whose constants are parameters, for the kernels that bind `names`."""
-    return LiftConstants(names)
+def lift_constants(counts: dict[str, int]) -> tvm.transform.Pass:
+    """Scheduled functions whose constants are parameters: the kernels that bind these names, so many of each."""
+    return LiftConstants(counts)
 
 
 def to_executable() -> tvm.transform.Pass:

@@ -121,7 +121,8 @@ def find_ranges(
     points = [var.name for var in plan.points()]
     first = dict(list(batch_norms.items())[:FIRST_BATCH_NORMS])
     outputs = (unit.output.name for unit in plan.units if unit.group is not None)
-    network, specs = LazyNetwork(mod, list(dict.fromkeys([*points, *outputs, *first]))), input_specs(mod)
+    read = (unit.group.anchor.value.args[0].name for unit in plan.units if unit.kind == "compute")
+    network, specs = LazyNetwork(mod, list(dict.fromkeys([*points, *outputs, *read, *first]))), input_specs(mod)
     if _is_table(calibration):
         table = calibration if isinstance(calibration, CalibrationTable) else CalibrationTable.load(calibration)
         table.check_model([var.name for var in _all_vars(mod)], points)

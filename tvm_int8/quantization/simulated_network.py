@@ -74,7 +74,8 @@ class SimulatedNetwork:
                 self._orders[name] = spec_of(call), Constants.of(constants_of(call))
                 bindings[name] = binding.var.name
         lowered = pipeline.schedule(resolved.cpu)(placed)
-        lifted = pipeline.lift_constants([bindings[name] for name in self.quantizers.weights])(lowered)
+        counts = {bindings[name]: len(self._pack_anew(name, None)) for name in self.quantizers.weights}
+        lifted = pipeline.lift_constants(counts)(lowered)
         executable, _ = generate_code(lifted, resolved.tvm_target)
         self._machine = relax.VirtualMachine(executable, tvm.cpu())
 
