@@ -40,7 +40,7 @@ def learn_rounding(weight: np.ndarray, moments: np.ndarray, limit: int = 127) ->
     weight = np.asarray(weight, np.float32)
     nearest = np.clip(np.rint(weight), -limit, limit)
     moments = damped(moments)
-    if not moments.any():
+    if moments.diagonal().mean() < np.finfo(np.float32).tiny:  # nothing was ever read, or too little to compute with
         return nearest
     learned = _descend(_with_feedback(weight, moments, limit), weight, moments, limit)
     better = row_errors(learned - weight, moments) < row_errors(nearest - weight, moments)
