@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 from tvm_int8.quantization.output_noise import decibels
@@ -49,8 +48,9 @@ def layers_for_sqnr(sensitivity: Sensitivity, wanted_db: float, progress: bool =
         What they were measured to reach.
     """
     noise, allowed = sensitivity.noise, 10 ** (-wanted_db / 10)
-    if noise([]) <= allowed:
-        return [], decibels(noise([]))
+    present = noise([])
+    if present <= allowed:
+        return [], decibels(present)
     ranked = by_worth(sensitivity.measure(progress))
     count = fewest(lambda k: noise([layer.layer for layer in ranked[:k]]) <= allowed, len(ranked))
     chosen = ranked[:count]
@@ -59,8 +59,7 @@ def layers_for_sqnr(sensitivity: Sensitivity, wanted_db: float, progress: bool =
         if noise([other.layer for other in others]) <= allowed:
             chosen = others
     names = [layer.layer for layer in chosen]
-    reached = noise(names)
-    return names, math.inf if reached == 0 else decibels(reached)
+    return names, decibels(noise(names))
 
 
 def layers_for_slowdown(sensitivity: Sensitivity, share: float, progress: bool = True) -> tuple[list[str], float]:
@@ -89,4 +88,4 @@ def layers_for_slowdown(sensitivity: Sensitivity, share: float, progress: bool =
             reached = sensitivity.noise([*names, layer.layer])
             if reached < least:
                 names, least, left = [*names, layer.layer], reached, left - layer.cost
-    return names, math.inf if least == 0 else decibels(least)
+    return names, decibels(least)

@@ -143,7 +143,8 @@ def restricted(
 def times(unit: Unit) -> tuple[float, float]:
     """What a layer takes in INT8 and in FP32, estimated, in units of one multiplication in FP32."""
     call = unit.group.anchor.value
-    weight, (n, _, height, width) = const_value(call.args[1]), shape_of(call)
+    weight, per_pixel_of = const_value(call.args[1]), call.args[0] if unit.op == "nn.conv2d_transpose" else call
+    n, _, height, width = shape_of(per_pixel_of)  # each pixel of which meets every weight
     macs = n * height * width * weight.size
     moved = MACS_PER_BYTE * (sum(_elements(var) for var in unit.inputs) + _elements(unit.output) + weight.size)
     return macs / FLOAT_COST + moved, macs + 4 * moved
