@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -71,7 +71,7 @@ ROWS = ("fast", "default", "best", "ort", "nncf")
 def compare(
     model: onnx.ModelProto,
     calibration: Sequence[np.ndarray],
-    inputs: Sequence[np.ndarray],
+    inputs: Sequence[np.ndarray] | None = None,
     *,
     labels: np.ndarray | None = None,
     score: Callable[[Infer], float] | None = None,
@@ -87,8 +87,10 @@ def compare(
     ----------
     model : onnx.ModelProto
         With one input, judged as it is: for a classifier that ends in a softmax, `onnx_graph.logits_model` of it.
-    calibration, inputs : sequence of ndarray
-        Batches to take ranges from, and others to judge on.
+    calibration : sequence of ndarray
+        Batches to take ranges from.
+    inputs : sequence of ndarray, optional
+        Other batches, to judge on. None: those that `score` looks at, in its order.
     labels : ndarray, optional
         What `decide` should return for all of `inputs`: the score is the share that it does.
     score : callable, optional
@@ -106,27 +108,31 @@ def compare(
     Raises
     ------
     ValueError
-        Both labels and a score, or labels that do not fit the decisions.
+        Both labels and a score, neither inputs nor a score, or labels that do not fit the decisions.
     """
     if labels is not None and score is not None:
         raise ValueError("found both labels and a score, expected one of them: both would be the metric")
+    if inputs is None and score is None:
+        raise ValueError("found neither inputs nor a score, expected one of them: there is nothing to judge on")
     reference = peers.ort_fp32(model, calibration, threads)
     if isinstance(reference, Absent):
         raise ValueError(f"FP32 is taken from ONNX Runtime, which is missing: {reference.reason}")
-    expected = _outputs(reference.infer, inputs)
-    judged = partial(_judged, expected=expected, inputs=inputs, labels=labels, score=score, decide=decide)
-    float_row = replace(judged("fp32", reference), quantize_s=None)
-    made, found = {}, {}
+    expected, float_score = _run(reference.infer, inputs, score)
+    rate = partial(judge.judge, expected, labels=labels, decide=decide)
+    float_row = _row("fp32", rate(expected), float_score)
+    modules, found = {}, {}
     for name in rows:
         runner = _make(name, model, calibration, threads)
         if isinstance(runner, Absent):
             found[name] = Row(name, absent=runner.reason)
             continue
-        found[name] = _with_points_lost(judged(name, runner), float_row)
+        outputs, own_score = _run(runner.infer, inputs, score)
+        row = _row(name, rate(outputs), own_score, float_row.score)
+        found[name] = replace(row, quantize_s=runner.quantize_s)
         if isinstance(runner, OurRunner):
-            made[name] = runner.infer
-    for name, latency in _latencies(made, inputs[0]).items():
-        found[name] = replace(found[name], latency=latency)
+            modules[name] = runner
+    for name, latency in _latencies(modules, calibration).items():
+        found[name] = replace(found[name], latency=latency, float_layers=modules[name].float_layers)
     return Comparison(network, metric, (float_row, *found.values()))
 
 
@@ -137,33 +143,35 @@ def _make(name: str, model: onnx.ModelProto, calibration: Sequence[np.ndarray], 
         return Absent(name, f"{type(error).__name__}: {error}".splitlines()[0])
 
 
-def _outputs(infer: Infer, inputs: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-    return [[np.array(value) for value in infer(x)] for x in inputs]
+def _run(
+    infer: Infer, inputs: Sequence[np.ndarray] | None, score: Callable[[Infer], float] | None
+) -> tuple[list[list[np.ndarray]], float | None]:
+    """The outputs on the inputs, or on those that the score looks at; and the score, if there is one."""
+    outputs: list[list[np.ndarray]] = []
+
+    def recording(x: np.ndarray) -> list[np.ndarray]:
+        outputs.append([np.array(value) for value in infer(x)])
+        return outputs[-1]
+
+    if inputs is None:
+        assert score is not None
+        return outputs, score(recording)
+    for x in inputs:
+        recording(x)
+    return outputs, None if score is None else score(infer)
 
 
-def _judged(name: str, runner: Runner, *, expected, inputs, labels, score, decide) -> Row:
-    result = judge.judge(expected, _outputs(runner.infer, inputs), labels, decide)
-    return Row(
-        name,
-        score=result.accuracy if score is None else score(runner.infer),
-        equal_decisions=result.equal_decisions,
-        sqnr_db=result.sqnr_db,
-        quantize_s=runner.quantize_s,
-        float_layers=runner.float_layers if isinstance(runner, OurRunner) else None,
-    )
+def _row(name: str, result: judge.Result, score: float | None, float_score: float | None = None) -> Row:
+    score = result.accuracy if score is None else score
+    lost = None if score is None or float_score is None else 100 * (float_score - score)
+    return Row(name, score, lost, result.equal_decisions, result.sqnr_db)
 
 
-def _with_points_lost(row: Row, float_row: Row) -> Row:
-    if row.score is None or float_row.score is None:
-        return row
-    return replace(row, points_lost=100 * (float_row.score - row.score))
-
-
-def _latencies(infers: dict[str, Infer], x: np.ndarray) -> dict[str, float]:
-    """Latency relative to `BASE`; nothing where that is missing, or alone."""
-    if BASE not in infers or len(infers) < 2:
-        return {}
-    times = interleave({name: partial(infer, x) for name, infer in infers.items()}, ROUNDS)
+def _latencies(modules: Mapping[str, Runner], calibration: Sequence[np.ndarray]) -> dict[str, float | None]:
+    """Latency relative to `BASE`; None where that is missing, or alone."""
+    if BASE not in modules or len(modules) < 2:
+        return dict.fromkeys(modules)
+    times = interleave({name: partial(module.infer, calibration[0]) for name, module in modules.items()}, ROUNDS)
     return {name: measured.relative_to(times[BASE]) for name, measured in times.items()}
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 TITLES = {
     "fp32": "FP32 (ONNX Runtime)",
@@ -77,7 +78,7 @@ class Comparison:
         return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), *absent])
 
 
-_COLUMNS = {
+_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "score": ("{metric}", lambda value: f"{value:.1%}"),
     "points_lost": ("points lost", lambda value: f"{value + 0.0:.2f}"),
     "equal_decisions": ("decisions as in FP32", lambda value: f"{value:.2%}"),

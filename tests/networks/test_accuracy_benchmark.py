@@ -70,7 +70,9 @@ def made_up(monkeypatch):
 
 
 def test_rows_and_their_points_lost(made_up):
-    found = accuracy.compare(onnx.ModelProto(), [], IMAGES, labels=np.array([0, 1, 2, 2]), rows=made_up, network="net")
+    found = accuracy.compare(
+        onnx.ModelProto(), IMAGES, IMAGES, labels=np.array([0, 1, 2, 2]), rows=made_up, network="net"
+    )
     assert [row.name for row in found.rows] == ["fp32", *made_up]
     assert (found["fp32"].score, found["fp32"].points_lost, found["fp32"].quantize_s) == (1.0, None, None)
     assert (found["fast"].points_lost, found["default"].points_lost) == (0, 25)
@@ -90,9 +92,20 @@ def test_a_score_of_ones_own(made_up):
     assert found["default"].latency is None  # there is nothing that it could be relative to
 
 
-def test_labels_and_a_score_are_one_too_many(made_up):
+def test_without_inputs_the_outputs_are_those_that_the_score_looks_at(made_up):
+    def share_of_class_1(infer) -> float:
+        return float(np.mean([infer(x)[0].argmax() == 1 for x in IMAGES[2:]]))
+
+    found = accuracy.compare(onnx.ModelProto(), IMAGES, score=share_of_class_1, rows=["fast", "default"])
+    assert [row.points_lost for row in found.rows] == [None, 0, -50]
+    assert (found["fast"].equal_decisions, found["default"].equal_decisions) == (1.0, 0.5)
+
+
+def test_one_metric_and_something_to_judge_on(made_up):
     with pytest.raises(ValueError, match="both labels and a score"):
         accuracy.compare(onnx.ModelProto(), [], IMAGES, labels=np.zeros(4), score=lambda infer: 1.0)
+    with pytest.raises(ValueError, match="neither inputs nor a score"):
+        accuracy.compare(onnx.ModelProto(), [], labels=np.zeros(4))
 
 
 COMPARISON = Comparison(

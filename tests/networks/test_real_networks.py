@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import os
+from functools import partial
 
-import numpy as np
 import onnx
 import pytest
 
-from benchmarks import metrics, peers
+from benchmarks import accuracy, metrics, peers
+from benchmarks.accuracy_table import Comparison
 from benchmarks.compare import FP32_TOLERANCE
 
 pytest.importorskip("onnxruntime")
@@ -19,35 +19,29 @@ import tvm_int8
 CLASSIFIERS = ("resnet8_cifar10", "resnet20_cifar10", "resnet32_cifar10", "mobilenetv1_025_vww")
 OTHERS = ("yolo_fastest_1.1", "espnet_camvid")
 CALIBRATION = 256
-MAX_LOSS = {**dict.fromkeys(CLASSIFIERS, 0.01), **dict.fromkeys(OTHERS, 0.015)}
-"""Of the metric. Detector and segmenter have only 48 and 16 images: six settings with 22 to 28 dB scattered over 0.7
-points of the detector's, not in the order of their noise."""
-MIN_SQNR_DB = 20
+MAX_POINTS_LOST = 0.3
+"""Of a classifier's top-1: three of a thousand images."""
+MAX_POINTS_LOST_DEFAULT, MAX_POINTS_LOST_BEST = 1.5, 0.5
+"""Of the detector's and the segmenter's metric."""
 MIN_EQUAL_DECISIONS = 0.99
-
-
-@dataclass
-class Recorder:
-    """An inference function that keeps its first outputs, which the metric's caller would not see otherwise."""
-
-    infer: Callable
-    first: list[np.ndarray] = field(default_factory=list)
-
-    def __call__(self, x: np.ndarray) -> list[np.ndarray]:
-        outputs = [np.array(value) for value in self.infer(x)]
-        self.first.append(outputs[0])
-        return outputs
+MIN_SQNR_DB = 20
 
 
 @pytest.fixture(scope="module")
-def fp32(real_models):
-    """Score a network with ONNX Runtime FP32: (metric, first output per test input)."""
+def compared(real_models):
+    """Compare quantisers on a network, by its own metric and the outputs that the metric looks at."""
 
-    def score(name: str) -> tuple[float, list[np.ndarray]]:
-        recorder = Recorder(peers.ort_fp32(onnx.load(str(real_models.model_path(name))), [], 2).infer)
-        return real_models.score(name, recorder), recorder.first
+    def compare(name: str, rows: tuple[str, ...], **options) -> Comparison:
+        model, calibration = (
+            onnx.load(str(real_models.model_path(name))),
+            real_models.calibration_batches(name, CALIBRATION),
+        )
+        score = partial(real_models.score, name)
+        found = accuracy.compare(model, calibration, score=score, rows=rows, network=name, **options)
+        print(found)
+        return found
 
-    return score
+    return compare
 
 
 @pytest.mark.parametrize("name", [*CLASSIFIERS, *OTHERS])
@@ -60,18 +54,36 @@ def test_fp32_matches_onnxruntime(name, real_models, run_all):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*CLASSIFIERS, *OTHERS])
-def test_int8_keeps_the_metric(name, real_models, fp32):
-    """The loss is small, so is the noise, and a classifier decides like its FP32 original on 99 % of the images."""
-    calibration = real_models.calibration_batches(name, CALIBRATION)
-    int8 = Recorder(tvm_int8.compile(real_models.model_path(name), calibration=calibration))
-    metric = real_models.score(name, int8)
-    expected, reference = fp32(name)
-    print(f"{name}: {metric:.4f} in INT8, {expected:.4f} in FP32")
-    assert metric >= expected - MAX_LOSS[name], f"{name}: {metric:.4f} in INT8, {expected:.4f} in FP32"
-    sqnr = metrics.sqnr_db(reference, int8.first)
-    assert sqnr >= MIN_SQNR_DB, f"{name}: {sqnr:.1f} dB"
-    if name in CLASSIFIERS:
-        equal = metrics.equal_decisions(reference, int8.first)
-        print(f"{name}: {equal:.2%} equal decisions")
-        assert equal >= MIN_EQUAL_DECISIONS, f"{name}: INT8 decides like FP32 on {equal:.2%} of the images"
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_classifiers_keep_their_decisions(name, compared):
+    """No more than 0.3 points are lost, 99 % of the decisions stay, and the noise is below that of other quantisers."""
+    found = compared(name, ("default", "ort", "nncf"))
+    ours = found["default"]
+    assert not ours.absent, ours.absent
+    assert ours.points_lost <= MAX_POINTS_LOST + 1e-6, found
+    assert ours.equal_decisions >= MIN_EQUAL_DECISIONS, found
+    peers_db = [found[name].sqnr_db for name in ("ort", "nncf") if not found[name].absent]
+    assert ours.sqnr_db > max([MIN_SQNR_DB, *peers_db]), found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_detector_and_segmenter_keep_their_metric(name, compared):
+    """The defaults lose 1.1 and 1.0 points, of 48 and 16 images: settings of equal noise differ by up to 0.7."""
+    ours = compared(name, ("default",), decide=None)["default"]
+    assert not ours.absent, ours.absent
+    assert ours.points_lost <= MAX_POINTS_LOST_DEFAULT, ours
+    assert ours.sqnr_db >= MIN_SQNR_DB, ours
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not os.environ.get("TVM_INT8_TEST_BEST"), reason="minutes per network: TVM_INT8_TEST_BEST=1 runs it"
+)
+@pytest.mark.parametrize("name", OTHERS)
+def test_best_loses_half_a_point_at_most(name, compared):
+    """Measured: 0.15 points more than FP32 of the detector's mAP, 0.25 points less of the segmenter's mean IoU."""
+    ours = compared(name, ("best",), decide=None)["best"]
+    assert not ours.absent, ours.absent
+    assert ours.points_lost <= MAX_POINTS_LOST_BEST, ours
+    assert ours.sqnr_db >= MIN_SQNR_DB, ours
