@@ -1,4 +1,4 @@
-"""A network with all that quantises it, for tests of what improves quantisers; NumPy computes its integers."""
+"""A network with all that quantises it, for tests of what improves quantisers; NumPy computes both."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import tvm
 
+from tests.numpy_calibration import NumpyNetwork
 from tvm_int8 import pipeline
 from tvm_int8.config import QuantizationConfig
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.quantization_plan import plan_quantization
 from tvm_int8.passes.quantizers import QuantizerChoice, Quantizers
+from tvm_int8.quantization import ranges
 from tvm_int8.quantization.calibration_table import CalibrationTable
-from tvm_int8.quantization.ranges import observe_ranges
 from tvm_int8.quantization.sqnr import sqnr_db
 from tvm_int8.reference.network import run_network
 
@@ -49,7 +51,10 @@ def calibrated(imported: tvm.IRModule, batches: Batches, **options) -> Calibrate
     """Calibrate and choose quantisers, nothing learnt."""
     config = QuantizationConfig(**options)
     mod = pipeline.canonical_float()(imported)
-    return with_table(mod, observe_ranges(mod, batches, config, False, True), config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranges, "LazyNetwork", NumpyNetwork)
+        table = ranges.observe_ranges(mod, batches, config, False, True)
+    return with_table(mod, table, config)
 
 
 def with_table(mod: tvm.IRModule, table: CalibrationTable, config: QuantizationConfig) -> Calibrated:

@@ -47,6 +47,8 @@ def assert_moments(found, call, *batches):
     np.testing.assert_allclose(found.mean, every.mean(0), atol=1e-5)
     products = np.einsum("pgk,pgl->gkl", every, every) / len(every)
     np.testing.assert_allclose(found.products, products, atol=1e-5)
+    central = products - np.einsum("gk,gl->gkl", every.mean(0), every.mean(0))
+    np.testing.assert_allclose(found.central, central, atol=1e-4)
 
 
 CASES = {
@@ -80,6 +82,16 @@ def test_what_a_layer_delivers_follows_from_them():
     np.testing.assert_allclose(rows @ found.mean[0], delivered.mean(0), atol=1e-5)
     power = np.einsum("ok,kl,ol->o", rows, found.products[0], rows)
     np.testing.assert_allclose(power, (delivered**2).mean(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-5, 1e-2, 1.0])
+def test_inputs_that_hardly_vary(spread):
+    """What float32 makes of their variances has an inverse nevertheless."""
+    call = convolution((1, 4, 6, 6), (2, 4, 3, 3))
+    data = (100 + spread * np.random.default_rng(0).standard_normal((3, 1, 4, 6, 6))).astype(np.float32)
+    central = measured(call, *data).central[0]
+    assert np.linalg.eigvalsh(central.astype(np.float64)).min() > -1e-3 * central.diagonal().mean()
+    assert central.diagonal().min() > 0
 
 
 def test_large_images_are_sampled():

@@ -1,12 +1,13 @@
 """Rounding weights for the data they meet, instead of each to its nearest integer.
 
 A layer's error on its inputs x is  E|(Q - U) x|^2 = tr (Q - U) H (Q - U)',  with U the weights in units of their
-scales, Q the integers and H = E[x x'] the second moments of what the layer reads. Rounding to nearest minimises it only
-for inputs that are independent of each other; those of a convolution are anything but. This is AdaRound's objective
-(Nagel et al., *Up or Down? Adaptive Rounding for Post-Training Quantization*, 2020, arXiv:2004.10568, equation 14), a
-quadratic problem in integers per output channel. Instead of relaxing it, it is solved column by column, every error
-made good in the columns that are still open (Frantar et al., *GPTQ*, 2022, arXiv:2210.17323), and then improved by
-coordinate descent until no single weight can be moved for the better.
+scales, Q the integers and H = E[x x'] the second moments of what the layer reads; or their covariance, where the mean
+error is taken out of the bias. Rounding to nearest minimises it only for inputs that are independent of each other;
+those of a convolution are anything but. This is AdaRound's objective (Nagel et al., *Up or Down? Adaptive Rounding for
+Post-Training Quantization*, 2020, arXiv:2004.10568, equation 14), a quadratic problem in integers per output channel.
+Instead of relaxing it, it is solved column by column, every error made good in the columns that are still open (Frantar
+et al., *GPTQ*, 2022, arXiv:2210.17323), and then improved by coordinate descent until no single weight can be moved for
+the better.
 """
 
 from __future__ import annotations

@@ -83,7 +83,8 @@ def _learn(
     groups, outputs = int(call.attrs.groups), weight.values.shape[0]
     scale = weight.scale.reshape(-1, 1, 1, 1) if weight.scale.ndim else weight.scale
     exact = (weight.exact / scale).reshape(groups, outputs // groups, -1)
-    rows = [learn_rounding(*pair, limit) for pair in zip(exact, moments.products, strict=True)]
+    met = moments.central if correct_bias else moments.products  # what is the same everywhere is corrected anyway
+    rows = [learn_rounding(*pair, limit) for pair in zip(exact, met, strict=True)]
     learned = replace(weight, values=np.stack(rows).reshape(weight.values.shape).astype(np.int8))
     if not correct_bias:
         return replace(learned, correction=None)

@@ -43,6 +43,15 @@ class SecondMoments:
         """E[x x'], float32 [G, K, K]."""
         return np.asarray(self._products, np.float32) / max(self.count, 1)
 
+    @property
+    def central(self) -> np.ndarray:
+        """E[(x - E[x]) (x - E[x])'], float32 [G, K, K]; what float32 cannot tell from none is added to variances."""
+        products, mean = self.products, self.mean
+        central = products - np.einsum("gk,gl->gkl", mean, mean).astype(np.float32)
+        every = np.arange(central.shape[1])
+        central[:, every, every] += np.float32(1e-5) * products[:, every, every].mean(1, keepdims=True)
+        return central
+
     @staticmethod
     def applies(call: relax.Call) -> bool:
         """Whether a convolution's patches can be looked at."""
