@@ -129,8 +129,8 @@ def quantize(
     ----------
     model, calibration : as for `compile`
     config : QuantizationConfig, dict of its options or name of a preset
-        As `quantization` of `compile`. For other runtimes with ``per_channel_activations=False``: they compute in INT8
-        only on tensors of one scale.
+        As `quantization` of `compile`. Other runtimes compute in INT8 only with ``per_channel_activations=False``, ONNX
+        Runtime only with ``plain_convolutions=True``, too.
     input_shapes, input_dtype, input_mean, input_std, progress : as for `compile`
 
     Returns

@@ -50,9 +50,9 @@ class QuantizedModel:
     def to_onnx(self, path: str | os.PathLike[str] | None = None) -> onnx.ModelProto:
         """Write the network as ONNX with QuantizeLinear and DequantizeLinear, for any runtime.
 
-        Inputs, outputs and layers have the names they had in the user's model. Weights are int8; biases are int32 where
-        a runtime needs that to compute a convolution in INT8. `compile` makes the same module of the result as of this
-        object. `path` holds the old content or the new, never a part.
+        Inputs, outputs and layers have the names they had in the user's model. Weights are int8, biases int32 wherever
+        the kernels add integers. `compile` makes the same module of the result as of this object. `path` holds the old
+        content or the new, never a part.
 
         Parameters
         ----------

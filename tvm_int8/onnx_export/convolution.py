@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from tvm import relax
 
@@ -33,7 +35,7 @@ def convolution(out: OnnxWriter, call: relax.Call) -> None:
     if layer.is_dense:
         _dense(out, layer)
         return
-    attributes = {
+    attributes: dict[str, Any] = {
         "kernel_shape": list(shape_of(call.args[1])[2:]),
         "strides": _ints(call.attrs.strides),
         "pads": _ints(call.attrs.padding),

@@ -75,7 +75,7 @@ def linear_layer(flow: Dataflow, var: Var) -> LinearLayer:
     whole = _layer(call, var, followers)
     if _is_rounded_alone(flow, whole.result):
         biases = [np.zeros(shape_of(call)[1]), *(bias for _, bias in followers if bias is not None)]
-        integers = _integers(flow, call, np.sum(biases, axis=0, dtype=np.float64))
+        integers = _integers(flow, call, np.stack(biases).astype(np.float64).sum(0))
         if integers is not None:
             return replace(whole, bias=None, integers=integers)
     one_each = sum(bias is None for _, bias in followers[:2]) == 1  # a reshape and an addition, in any order

@@ -31,7 +31,7 @@ def average_pool(out: OnnxWriter, call: relax.Call) -> None:
     out.emit("AveragePool", call.args[0], count_include_pad=int(counts_padding), **_window(out, call))
 
 
-def _window(out: OnnxWriter, call: relax.Call) -> dict[str, list[int]]:
+def _window(out: OnnxWriter, call: relax.Call) -> dict[str, Any]:
     """Attributes of a pool's window; rounding up becomes padding at the end, which no maximum and no mean sees."""
     attrs = call.attrs
     kernel, strides, dilations, pads = map(_ints, (attrs.pool_size, attrs.strides, attrs.dilation, attrs.padding))
@@ -81,7 +81,11 @@ def _mean_square(out: OnnxWriter, data: relax.Expr, size: int, before: int) -> s
     n, channels, height, width = shape_of(data)
     square = out.emit("Mul", data, data, suffix="square")
     rows = out.emit("Reshape", square, _shape(out, (n, 1, channels, height * width)), suffix="rows")
-    window = {"kernel_shape": [size, 1], "pads": [before, 0, size - 1 - before, 0], "count_include_pad": 1}
+    window: dict[str, Any] = {
+        "kernel_shape": [size, 1],
+        "pads": [before, 0, size - 1 - before, 0],
+        "count_include_pad": 1,
+    }
     means = out.emit("AveragePool", rows, suffix="means", **window)
     return out.emit("Reshape", means, _shape(out, (n, channels, height, width)), suffix="mean_square")
 

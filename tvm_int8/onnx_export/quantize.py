@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from tvm import relax
 
@@ -60,7 +62,7 @@ def _is_per_channel(call: relax.Call) -> bool:
     return max(const_value(arg).size for arg in call.args[1:3]) > 1
 
 
-def _axis(call: relax.Call) -> dict[str, int]:
+def _axis(call: relax.Call) -> dict[str, Any]:
     return {"axis": int(call.attrs.axis)} if _is_per_channel(call) else {}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from tvm import relax
 
@@ -21,7 +23,10 @@ def resize(out: OnnxWriter, call: relax.Call) -> None:
     if str(attrs.method) == "nearest_neighbor":
         _nearest(out, call)
         return
-    options = {"mode": str(attrs.method), "coordinate_transformation_mode": str(attrs.coordinate_transformation_mode)}
+    options: dict[str, Any] = {
+        "mode": str(attrs.method),
+        "coordinate_transformation_mode": str(attrs.coordinate_transformation_mode),
+    }
     if options["mode"] == "cubic":
         options |= {"cubic_coeff_a": float(attrs.cubic_alpha), "exclude_outside": int(attrs.cubic_exclude)}
     out.emit("Resize", call.args[0], None, None, _sizes(out, call), **options)

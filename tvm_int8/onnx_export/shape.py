@@ -12,7 +12,7 @@ from .quantize import behind_idle_pair
 from .registry import relax_op
 from .writer import OnnxWriter
 
-_DEPTH_TO_SPACE = {(0, 1, 4, 2, 5, 3): "CRD", (0, 3, 4, 1, 5, 2): "DCR"}
+_DEPTH_TO_SPACE: dict[tuple[int, ...], str] = {(0, 1, 4, 2, 5, 3): "CRD", (0, 3, 4, 1, 5, 2): "DCR"}
 """Axes of the transpose in the middle to ONNX's name of the order."""
 
 

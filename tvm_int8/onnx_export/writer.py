@@ -29,14 +29,14 @@ class OnnxWriter:
         The module being exported.
     var : Var
         The variable whose binding is being exported.
-    parameters : dict of Var to (str, str)
+    parameters : dict of Var to tuple of str
         The names of the scale and zero point that an integer tensor was quantised with.
     """
 
     def __init__(self, flow: Dataflow):
         self.flow = flow
         self.var: Var = flow.params[0] if flow.params else None
-        self.parameters: dict[Var, tuple[str, str]] = {}
+        self.parameters: dict[Var, tuple[str, ...]] = {}
         self.absorbed: set[Var] = set()
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
