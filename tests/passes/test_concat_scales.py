@@ -23,7 +23,7 @@ def concat(emit, *parts, name):
     return emit(op.concat(list(parts), axis=1), name)
 
 
-def chosen(body, **ranges) -> dict[str, str]:
+def chosen(body, plain: bool = False, **ranges) -> dict[str, str]:
     """Tensor -> whose scale it has; `ranges` are (low, high) or a TensorRange."""
 
     def network(emit, x):
@@ -31,7 +31,8 @@ def chosen(body, **ranges) -> dict[str, str]:
 
     plan = plan_quantization(Dataflow(module(network, x=(1, 3, 8, 8))), QuantizationConfig())
     table = {name: r if isinstance(r, TensorRange) else TensorRange(*r, "minmax", 1) for name, r in ranges.items()}
-    return {var.name: to.name for var, to in concat_scales(plan, CalibrationTable(table)).items()}
+    found = concat_scales(plan, CalibrationTable(table), plain_convolutions=plain)
+    return {var.name: to.name for var, to in found.items()}
 
 
 def test_parts_that_nothing_else_reads_take_the_scale():
@@ -39,6 +40,16 @@ def test_parts_that_nothing_else_reads_take_the_scale():
         return [concat(emit, conv(emit, x, "a"), conv(emit, x, "b"), name="c")]
 
     assert chosen(body, x=(-1, 1), a=(-9, 9), b=(-0.1, 0.1), c=(-8, 8)) == {"a": "c", "b": "c"}
+
+
+@pytest.mark.parametrize(("low", "plain", "takes"), [(-8, True, False), (-8, False, True), (0, True, True)])
+def test_a_relu_stays_the_clamp_to_the_smallest_integer_of_plain_convolutions(low, plain, takes):
+    def body(emit, x):
+        a = emit(op.nn.relu(conv(emit, x, "inner")), "a")
+        return [concat(emit, a, conv(emit, x, "b"), name="c")]
+
+    found = chosen(body, plain, x=(-1, 1), a=(0, 4), b=(low, 8), c=(low, 8))
+    assert found == ({"a": "c", "b": "c"} if takes else {"b": "c"})
 
 
 @pytest.mark.parametrize(("own", "takes"), [((-8, 8), True), ((-6, 6), True), ((-5, 5), False), ((-9, 9), False)])

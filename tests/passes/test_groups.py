@@ -49,6 +49,23 @@ def test_both_branches_of_a_residual_end_in_one_group():
     assert sorted(map(members, groups_of(body))) == [["nn.conv2d"], ["nn.conv2d", "add", "nn.relu"]]
 
 
+def test_plain_convolutions_take_in_a_bias_and_one_clamp():
+    def body(emit, x):
+        y = emit(op.nn.relu(emit(op.add(conv(emit, x), const(1, 8, 1, 1)))))
+        y = emit(op.add(conv(emit, emit(op.clip(y, 0.0, 6.0))), const(1, 8, 1, 1)))
+        z = emit(op.nn.leakyrelu(conv(emit, x), 0.1))
+        return emit(op.nn.relu(emit(op.add(y, z))))
+
+    found = fusion_groups(Dataflow(module(body, x=SHAPE)), plain_convolutions=True)
+    assert sorted(map(members, found)) == [
+        ["clip"],
+        ["nn.conv2d"],
+        ["nn.conv2d", "add"],
+        ["nn.conv2d", "add", "nn.relu"],
+        ["nn.leakyrelu", "add", "nn.relu"],
+    ]
+
+
 def test_a_region_may_fork_and_join():
     def silu(emit, x):
         y = conv(emit, x)
