@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,6 +12,7 @@ from tvm_int8.quantization.simulated_network import SimulatedNetwork
 Batch = Mapping[str, np.ndarray]
 SECONDS = 40.0
 """What a search may take, about: large networks are tried on fewer inputs."""
+MACS_PER_SECOND, SECONDS_PER_RUN = 20e9, 5e-4
 FEWEST = 2
 
 
@@ -47,13 +47,12 @@ class OutputNoise:
 
 
 def affordable(network: SimulatedNetwork, batches: Sequence[Batch], runs: int) -> Sequence[Batch]:
-    """The first batches, as many as can be run `runs` times in about `SECONDS`, but `FEWEST`."""
-    times = []
-    for _ in range(2):  # the first run is slower
-        start = time.perf_counter()
-        network(batches[0])
-        times.append(time.perf_counter() - start)
-    return batches[: max(int(SECONDS / (runs * min(times))), FEWEST)]
+    """The first batches, as many as can be run `runs` times in about `SECONDS`, but `FEWEST`.
+
+    By estimate, not by the clock: the same data give the same choices however busy the machine is.
+    """
+    seconds = runs * (SECONDS_PER_RUN + network.macs / MACS_PER_SECOND)
+    return batches[: max(int(SECONDS / seconds), FEWEST)]
 
 
 def decibels(noise: float) -> float:

@@ -79,6 +79,11 @@ class SimulatedNetwork:
         executable, _ = generate_code(lifted, resolved.tvm_target)
         self._machine = relax.VirtualMachine(executable, tvm.cpu())
 
+    @property
+    def macs(self) -> int:
+        """Multiplications of its convolutions."""
+        return sum(spec.macs for spec, _ in self._orders.values())
+
     # What is rounded
 
     def set_activation(self, name: str, quantizer: ActivationQuantizer | None) -> None:
