@@ -66,12 +66,13 @@ class SimulatedNetwork:
         self._cpu = resolved.cpu
         delivers = {g.exit.name: g.anchor.var.name for g in fusion_groups(Dataflow(mod)) if g.anchor is not None}
         placed = pipeline.place()(mod)
-        self._orders, bindings = {}, {}
+        self._orders: dict[str, tuple[Conv2d, Constants]] = {}
+        bindings = {}
         for binding in Dataflow(placed).bindings:
             call = binding.value
-            if is_kernel(call) and isinstance(spec_of(call), Conv2d):
+            if is_kernel(call) and isinstance(spec := spec_of(call), Conv2d):
                 name = delivers[tensor_of(call)]
-                self._orders[name] = spec_of(call), Constants.of(constants_of(call))
+                self._orders[name] = spec, Constants.of(constants_of(call))
                 bindings[name] = binding.var.name
         lowered = pipeline.schedule(resolved.cpu)(placed)
         counts = {bindings[name]: len(self._pack_anew(name, None)) for name in self.quantizers.weights}
