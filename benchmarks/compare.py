@@ -110,7 +110,7 @@ def compare(network: Network, threads: int, options: Options) -> dict:
     for key, checks in _check(runners, model, inputs).items():
         rows[key].update(checks)
     for key, times in _time(runners, inputs[0], options).items():
-        rows[key].update({field: round(value, 4) for field, value in vars(times).items()})
+        rows[key].update(times.statistics())
     return {
         "network": network.name,
         "threads": threads,

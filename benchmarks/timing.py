@@ -21,6 +21,10 @@ class Times:
     runs: int
     all_ms: tuple[float, ...] = ()
 
+    def statistics(self) -> dict[str, float]:
+        """Return all but the single runs, rounded, for tables."""
+        return {name: round(value, 4) for name, value in vars(self).items() if name != "all_ms"}
+
     def relative_to(self, other: Times) -> float:
         """The median over pairs of runs of the same turn: what slowed the machine down slowed both."""
         return float(np.median(np.divide(self.all_ms, other.all_ms)))
