@@ -256,6 +256,33 @@ def _quantize(
     return quantized_model(found, notes)
 
 
+def quantize_for_measuring(
+    model: Any, calibration: Any, config: QuantizationConfig, inputs: Inputs, progress: bool
+) -> tuple[Quantization, dict[str, Any]]:
+    """A float network quantised on data that can be run again, and its notes: for what measures noise or accuracy.
+
+    Raises
+    ------
+    CalibrationError
+        No calibration data, or a table; a network that brings its own scales.
+    """
+    expected = "a float model, whose layers can be quantised one at a time"
+    action = "analyse the network it was quantised from"
+    if isinstance(model, QuantizedModel):
+        raise CalibrationError("model", "a QuantizedModel", expected, action)
+    data = "typical inputs, which noise is measured on"
+    pass_data = "pass the calibration data itself: an array, .npz, ..."
+    if calibration is None:
+        raise CalibrationError("calibration", "None", data, pass_data)
+    imported = inputs.load(model)
+    if is_quantized(imported):
+        raise CalibrationError("model", "a QDQ model", expected, action)
+    found = quantize_network(imported, calibration, config, progress)
+    if not found.reference.typical:
+        raise CalibrationError("calibration", "a calibration table", data, pass_data)
+    return found, {**inputs.notes(), "ranges": "calibration"}
+
+
 def quantized_model(found: Quantization, notes: Mapping[str, Any]) -> QuantizedModel:
     """What `quantize` returns."""
     return QuantizedModel(found.mod(), found.float_mod, found.config, found.table, notes, found.reference)

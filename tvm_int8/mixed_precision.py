@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from tvm_int8 import api
 from tvm_int8.config import QuantizationConfig
-from tvm_int8.errors import CalibrationError, ConfigError
+from tvm_int8.errors import ConfigError
 from tvm_int8.quantization.mixed_precision import by_worth, fewest
-from tvm_int8.quantization.quantize import Quantization, quantize_network
+from tvm_int8.quantization.quantize import Quantization
 from tvm_int8.quantized_model import QuantizedModel
 from tvm_int8.report import table
 from tvm_int8.runtime import CompiledModule
@@ -122,14 +122,7 @@ def mixed_precision(
         found = f"quantization={quantization!r}, max_trials={max_trials}, accuracy_target={accuracy_target}"
         raise ConfigError("mixed_precision", found, "options of quantisation, at least one trial, a finite target")
     inputs = api.Inputs(input_shapes, input_dtype, input_mean, input_std)
-    imported = inputs.load(model)
-    if api.is_quantized(imported):
-        raise CalibrationError("model", "a QDQ model", "a float model", "hand in the network it was quantised from")
-    quantized = quantize_network(imported, calibration, config, progress)
-    if not quantized.reference.typical:
-        action = "pass the calibration data itself"
-        raise CalibrationError("calibration", "a table", "inputs, on which layers are ranked", action)
-    notes = {**inputs.notes(), "ranges": "calibration"}
+    quantized, notes = api.quantize_for_measuring(model, calibration, config, inputs, progress)
     search = _Search(quantized, evaluate, accuracy_target, max_trials, notes, target, num_threads, progress)
     return search.run()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import tvm
 
+from tvm_int8.atomic_file import write_atomically
 from tvm_int8.config import QuantizationConfig
 from tvm_int8.errors import ModelError
 from tvm_int8.onnx_export import export_onnx
@@ -70,21 +70,10 @@ class QuantizedModel:
         """
         model = export_onnx(self.mod)
         if path is not None:
-            _write(model.SerializeToString(), os.fspath(path))
+            try:
+                write_atomically(path, model.SerializeToString())
+            except OSError as error:
+                found = f"cannot be written ({error.strerror or error})"
+                action = "choose a path in an existing, writable directory"
+                raise ModelError(os.fspath(path), found, "", action) from error
         return model
-
-
-def _write(content: bytes, path: str) -> None:
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        found = f"cannot be written ({error.strerror or error})"
-        raise ModelError(path, found, "", "choose a path in an existing, writable directory") from error
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)

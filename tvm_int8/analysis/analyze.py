@@ -13,11 +13,10 @@ from tvm_int8.analysis.suggestions import suggest
 from tvm_int8.analysis.tensors import analyze_activations, analyze_weight, anchor
 from tvm_int8.analysis.times import Times, estimated_times, measured_times
 from tvm_int8.config import QuantizationConfig
-from tvm_int8.errors import CalibrationError, ConfigError, ModelError
+from tvm_int8.errors import ConfigError, ModelError
 from tvm_int8.passes.quantization_plan import Unit
-from tvm_int8.quantization.quantize import LEARNING_INPUTS, Quantization, quantize_network
+from tvm_int8.quantization.quantize import LEARNING_INPUTS, Quantization
 from tvm_int8.quantization.sensitivity import LayerSensitivity, Sensitivity
-from tvm_int8.quantized_model import QuantizedModel
 from tvm_int8.report import is_multiplying
 from tvm_int8.runtime import CompiledModule
 from tvm_int8.target import missing_features, parse_target
@@ -42,8 +41,8 @@ def analyze(
     """Find out where quantisation error comes from.
 
     The network is quantised as `compile` would. Then every layer is quantised alone, and left out alone, which runs the
-    network twice per layer and input; and layer after layer
-    is left in FP32, those first that bring most noise for their time.
+    network twice per layer and input; and layer after layer is left in FP32, those first that bring most noise for
+    their time.
 
     Parameters
     ----------
@@ -71,20 +70,15 @@ def analyze(
     TvmInt8Error
         Others of its children, as for `compile`.
     """
-    config = _checked(model, calibration, quantization, inputs)
+    config = _checked(quantization, inputs)
     runs_here = not missing_features(parse_target(target).features)
     options = api.Inputs(input_shapes, input_dtype, input_mean, input_std)
-    imported = options.load(model)
-    if api.is_quantized(imported):
-        raise _has_scales("a QDQ model")
-    found = quantize_network(imported, calibration, config, progress)
-    if not found.reference.typical:
-        raise _no_data("a calibration table")
-    return _analyzed(found, options.notes(), target if runs_here else None, inputs, progress)
+    found, notes = api.quantize_for_measuring(model, calibration, config, options, progress)
+    return _analyzed(found, notes, target if runs_here else None, inputs, progress)
 
 
-def _checked(model: Any, calibration: Any, quantization: Any, inputs: Any) -> QuantizationConfig:
-    """The options of quantisation, if what was given can be analysed at all."""
+def _checked(quantization: Any, inputs: Any) -> QuantizationConfig:
+    """The options of quantisation, if they and the number of inputs make sense."""
     config = api.resolve_config(quantization)
     if config is None:
         found, expected = "None", "options of quantisation"
@@ -92,21 +86,7 @@ def _checked(model: Any, calibration: Any, quantization: Any, inputs: Any) -> Qu
     if not isinstance(inputs, int) or isinstance(inputs, bool) or not 1 <= inputs <= LEARNING_INPUTS:
         expected = f"a whole number from 1 to {LEARNING_INPUTS}"
         raise ConfigError("option 'inputs'", repr(inputs), expected, "leave it out for the default")
-    if isinstance(model, QuantizedModel):
-        raise _has_scales("a QuantizedModel")
-    if calibration is None:
-        raise _no_data("None")
     return config
-
-
-def _has_scales(found: str) -> CalibrationError:
-    expected = "a float model, whose layers can be quantised one at a time"
-    return CalibrationError("model", found, expected, "analyse the network it was quantised from")
-
-
-def _no_data(found: str) -> CalibrationError:
-    expected = "typical inputs, which noise is measured on"
-    return CalibrationError("calibration", found, expected, "pass the calibration data itself: an array, .npz, ...")
 
 
 def _analyzed(found: Quantization, notes: Mapping[str, Any], target: Any, inputs: int, progress: bool) -> Analysis:
@@ -116,7 +96,7 @@ def _analyzed(found: Quantization, notes: Mapping[str, Any], target: Any, inputs
         raise ModelError("model", "no layer that computes in INT8", expected, action)
     units, batches = sensitivity.units, sensitivity.batches
     measured = sensitivity.measure(progress)
-    module, times = _timed(found, {**notes, "ranges": "calibration"}, target, measured)
+    module, times = _timed(found, notes, target, measured)
     suggestions = suggest(sensitivity, times, found.config.float_layers, progress)
     return Analysis(
         _layers(found, module, units, times.layers, batches),

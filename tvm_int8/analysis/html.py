@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Iterator
 from html import escape
 
@@ -11,6 +10,7 @@ from tvm_int8._version import __version__
 from tvm_int8.analysis import figures
 from tvm_int8.analysis.analysis import HEADER, Analysis, between, cells, db, percent
 from tvm_int8.analysis.results import LayerAnalysis
+from tvm_int8.atomic_file import write_atomically
 from tvm_int8.errors import ConfigError
 
 _STYLE = """
@@ -33,18 +33,11 @@ _TEXT_COLUMNS = {"layer", "operator", "method"}
 def write_page(analysis: Analysis, path: str) -> None:
     """Draw and write; `path` holds the old content or the new, never a part."""
     check_page(path)
-    content, temporary = page(analysis), f"{path}.{uuid.uuid4().hex}.tmp"
+    content = page(analysis)
     try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_atomically(path, content)
     except OSError as error:
         raise _unwritable(path, error.strerror or str(error)) from error
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
 
 
 def check_page(path: str) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tvm_int8.atomic_file import write_atomically
 from tvm_int8.errors import CalibrationError
 from tvm_int8.quantization.observers import ChannelStatistics, Histogram
 from tvm_int8.quantization.scale_zero_point import scale_zero_point
@@ -180,20 +180,11 @@ class CalibrationTable(Mapping[str, TensorRange]):
         CalibrationError
             When the file cannot be written.
         """
-        path = os.fspath(path)
-        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
         try:
-            with open(temporary, "x", encoding="utf-8") as file:
-                file.write(self._to_json())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            write_atomically(path, self._to_json())
         except OSError as error:
-            action = "choose a path in an existing, writable directory"
-            raise CalibrationError(f"calibration table {path}", f"cannot be written ({error})", "", action) from error
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+            where, action = f"calibration table {os.fspath(path)}", "choose a path in an existing, writable directory"
+            raise CalibrationError(where, f"cannot be written ({error})", "", action) from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CalibrationTable:

@@ -58,7 +58,7 @@ def search_ranges(
 class _Search:
     def __init__(self, mod: tvm.IRModule, choice: QuantizerChoice, network: SimulatedNetwork):
         self.flow, self.choice, self.network = Dataflow(mod), choice, network
-        self.calibrated = choice.run()
+        self.calibrated = network.quantizers
         activations = self.calibrated.activations
         self.points = [v for v in choice.plan.quantized if v.name in activations and choice.plan.origin(v) is v]
 

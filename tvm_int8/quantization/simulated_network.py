@@ -11,13 +11,12 @@ from tvm import relax
 from tvm_int8 import pipeline
 from tvm_int8.build import generate_code
 from tvm_int8.kernel_op import constants_of, is_kernel, spec_of, tensor_of
-from tvm_int8.passes.assign_layouts import unpack
 from tvm_int8.passes.dataflow import Dataflow
-from tvm_int8.passes.expressions import shape_of
-from tvm_int8.passes.groups import fusion_groups, logical_shape
+from tvm_int8.passes.groups import fusion_groups
 from tvm_int8.passes.linear_layers import scale_inputs
 from tvm_int8.passes.quantizers import ActivationQuantizer, Quantizers, WeightQuantizer
 from tvm_int8.passes.simulate_quantization import parameter_values
+from tvm_int8.quantization.observed_tensors import ObservedTensors
 from tvm_int8.runtime.threads import effective_num_threads, run_on_threads
 from tvm_int8.schedules.registry import deliver
 from tvm_int8.schedules.rule import Constants
@@ -44,19 +43,14 @@ class SimulatedNetwork:
 
     def __init__(self, mod: tvm.IRModule, quantizers: Quantizers, names: Sequence[str] = ()):
         flow = Dataflow(mod)
-        attrs = mod["main"].attrs
         self.quantizers = quantizers
         self._current = Quantizers(dict(quantizers.activations), dict(quantizers.weights), quantizers.pixels)
         producers = {var.name: binding.value for var, binding in flow.producer.items()}
         self._calls = {name: producers[name] for name in quantizers.weights}
-        self._shapes = {var.name: shape_of(var) for var in (*flow.params, *flow.producer)}
-        self._inputs = [str(name) for name in attrs["input_names"]]
-        self._given = dict(zip((param.name for param in flow.params), self._inputs, strict=True))
-        self.outputs = [str(name) for name in attrs["output_names"]]
-        self._observed = [name for name in names if name not in self._given]
-        self._names = tuple(names)
+        self._tensors = ObservedTensors(mod, names)
+        self.outputs = [str(name) for name in mod["main"].attrs["output_names"]]
         simulated = pipeline.simulate([*quantizers.activations])(mod)
-        self._build(pipeline.observe(self._observed)(simulated))
+        self._build(pipeline.observe(self._tensors.names)(simulated))
         self._parameters = {name: self._rounding(name, q) for name, q in quantizers.activations.items()}
         self._known: dict[str, list[tuple]] = {name: [] for name in quantizers.weights}
         self._packed = {name: self._pack(name, q) for name, q in quantizers.weights.items()}
@@ -108,7 +102,7 @@ class SimulatedNetwork:
             self.set_weight(name, None if quantizers is None else quantizers.weights.get(name))
 
     def _rounding(self, name: str, quantizer: ActivationQuantizer | None) -> list:
-        return [tvm.runtime.tensor(array) for array in parameter_values(quantizer, self._shapes[name])]
+        return [tvm.runtime.tensor(array) for array in parameter_values(quantizer, self._tensors.shapes[name])]
 
     def _pack(self, name: str, quantizer: WeightQuantizer | None) -> list:
         """A kernel's constants; the last few are remembered, because searches go back and forth between them."""
@@ -134,26 +128,15 @@ class SimulatedNetwork:
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one batch, input name -> array; returns outputs and what is observed, by name."""
-        arguments = [tvm.runtime.tensor(np.ascontiguousarray(batch[name])) for name in self._inputs]
+        arguments = self._tensors.arguments(batch)
         for name in self.quantizers.activations:
             arguments += self._parameters[name]
         for name in self.quantizers.weights:
             arguments += self._packed[name]
         results = run_on_threads(lambda: self._machine["main"](*arguments), effective_num_threads(None))
-        arrays = [np.from_dlpack(result) for result in ([results] if hasattr(results, "shape") else results)]
-        outputs = dict(zip(self.outputs, arrays, strict=False))
-        observed = zip(self._observed, arrays[len(self.outputs) :], strict=True)
-        found = {name: self._plain(name, array) for name, array in observed}
-        given = {name: batch[self._given[name]] for name in self._names if name in self._given}
-        return {**outputs, **found, **given}
-
-    def _plain(self, name: str, array: np.ndarray) -> np.ndarray:
-        shape = self._shapes[name]
-        if array.shape == shape:
-            return array
-        logical = logical_shape(shape)
-        assert logical is not None, "only tensors that kernels know are packed"
-        return np.ascontiguousarray(unpack(array, logical)).reshape(shape)
+        results = [results] if hasattr(results, "shape") else list(results)
+        outputs = {name: np.from_dlpack(r) for name, r in zip(self.outputs, results, strict=False)}
+        return {**outputs, **self._tensors.read(results[len(self.outputs) :], batch)}
 
 
 def effective_weight(call: relax.Call, quantizer: WeightQuantizer, quantizers: Quantizers) -> np.ndarray:

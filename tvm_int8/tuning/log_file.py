@@ -10,11 +10,11 @@ import contextlib
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..atomic_file import write_atomically
 from ..errors import ArtifactError
 from .record import Record
 
@@ -99,17 +99,8 @@ def write_log(path: str | os.PathLike[str], records: Iterable[Record], headers: 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file under a temporary name, then rename it."""
-    target = Path(path)
     with _errors(path, "written"):
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with open(handle, "w") as file:
-                file.write(text)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_atomically(path, text)
 
 
 def _files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
