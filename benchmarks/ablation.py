@@ -15,7 +15,6 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ import onnx
 
 import tvm_int8
 from benchmarks import onnx_graph
-from benchmarks.judge import Result, judge, load_batches
+from benchmarks.judge import Result, add_files, judge, load_batches
 from tvm_int8.config import QuantizationConfig
 from tvm_int8.frontend import load_model
 from tvm_int8.quantization.calibrators import calibrator_names
@@ -152,10 +151,7 @@ def row(name: str, result: Result) -> str:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("model", type=Path, help="an .onnx file with static shapes")
-    parser.add_argument("--calibration", type=Path, required=True, help=".npz or .npy of inputs")
-    parser.add_argument("--test", type=Path, required=True, help=".npz or .npy of other inputs")
-    parser.add_argument("--labels", type=Path, help=".npy with the class of every test input")
+    add_files(parser)
     parser.add_argument("--only", nargs="+", choices=list(CHOICES), default=list(CHOICES), help="options to vary")
     parser.add_argument("--count", type=int, default=256, help="batches of each file, at most (default 256)")
     return parser.parse_args(argv)

@@ -177,10 +177,7 @@ def _latencies(modules: Mapping[str, Runner], calibration: Sequence[np.ndarray])
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("model", type=Path, help="an .onnx file with one input")
-    parser.add_argument("--calibration", type=Path, required=True, help=".npz or .npy of inputs")
-    parser.add_argument("--test", type=Path, required=True, help=".npz or .npy of other inputs")
-    parser.add_argument("--labels", type=Path, help=".npy with the class of every test input")
+    judge.add_files(parser)
     parser.add_argument("--rows", nargs="+", choices=list(MAKERS), default=list(ROWS), help="who quantises")
     parser.add_argument("--count", type=int, default=256, help="calibration batches, at most (default 256)")
     parser.add_argument("--threads", type=int, default=1)

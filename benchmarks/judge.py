@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,3 +86,11 @@ def load_batches(path: Path, model: onnx.ModelProto) -> list[dict[str, np.ndarra
     """Read the batches for a model from an .npz or .npy file, as `tvm-int8 calibrate` does."""
     shapes = onnx_graph.input_shapes(model)
     return list(CalibrationBatches(path, [InputSpec(name, tuple(shape)) for name, shape in shapes.items()]))
+
+
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """Add the network and its data to a command."""
+    parser.add_argument("model", type=Path, help="an .onnx file with static shapes")
+    parser.add_argument("--calibration", type=Path, required=True, help=".npz or .npy of inputs")
+    parser.add_argument("--test", type=Path, required=True, help=".npz or .npy of other inputs")
+    parser.add_argument("--labels", type=Path, help=".npy with the class of every test input")
