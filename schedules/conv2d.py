@@ -63,7 +63,7 @@ class Conv2dRule(Rule):
 
     def applies(self, spec, cpu: Cpu) -> bool:
         return (
-            isinstance(spec, Conv2d)
+            type(spec) is Conv2d
             and spec.inputs[0].block in (4, LANES)
             and spec.result.block == LANES
             and spec.pad_value is not None

@@ -71,7 +71,7 @@ class Conv2dAmxRule(Rule):
     def applies(self, spec, cpu: Cpu) -> bool:
         return (
             cpu.amx
-            and isinstance(spec, Conv2d)
+            and type(spec) is Conv2d
             and spec.inputs[0].dtype == "uint8"
             and spec.inputs[0].block in (4, LANES)
             and spec.result.block == LANES

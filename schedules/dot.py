@@ -117,3 +117,59 @@ _FORMS = {"avx512vnni": Avx512Vnni, "avx512bw": Avx512Pmaddwd, "avxvnni": AvxVnn
 def for_cpu(cpu: Cpu):
     """The u8 x s8 multiply-add of a CPU."""
     return _FORMS[cpu.dot]()
+
+
+class Avx512VnniWords:
+    """Two channels of int16: `vpdpwssd zmm`, exact as long as sums fit int32."""
+
+    vector_elements, weight_bytes = 32, 2
+
+    def pack(self, weight: np.ndarray) -> np.ndarray:
+        return weight
+
+    def load_weight(self, buffer, index):
+        return T.Bind(load(buffer, index, 32))
+
+    def broadcast(self, buffer, index):
+        word = T.reinterpret("int32", load(buffer, index, 2))
+        return T.Bind(T.reinterpret("int16x32", T.broadcast(word, 16)))
+
+    def __call__(self, acc, data, weight):
+        return intrinsic("int32x16", "llvm.x86.avx512.vpdpwssd.512", acc, data, weight)
+
+
+class AvxVnniWords(Avx512VnniWords):
+    """The same with two `vpdpwssd ymm`."""
+
+    def __call__(self, acc, data, weight):
+        halves = [
+            intrinsic("int32x8", "llvm.x86.avx512.vpdpwssd.256", *(half(v, high) for v in (acc, data, weight)))
+            for high in (False, True)
+        ]
+        return joined(halves)
+
+
+class Avx512Words(Avx512VnniWords):
+    """The same without VNNI: `vpmaddwd zmm` and an addition."""
+
+    def __call__(self, acc, data, weight):
+        return acc + intrinsic("int32x16", "llvm.x86.avx512.pmaddw.d.512", data, weight)
+
+
+class Avx2Words(Avx512VnniWords):
+    """The same with `vpmaddwd ymm`, twice as many."""
+
+    def __call__(self, acc, data, weight):
+        halves = [
+            intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", half(data, high), half(weight, high))
+            for high in (False, True)
+        ]
+        return acc + joined(halves)
+
+
+_WORDS = {"avx512vnni": Avx512VnniWords, "avx512bw": Avx512Words, "avxvnni": AvxVnniWords, "avx2": Avx2Words}
+
+
+def words_for_cpu(cpu: Cpu):
+    """The s16 x s16 multiply-add of a CPU."""
+    return _WORDS[cpu.dot]()

@@ -21,8 +21,10 @@ from .pool2d import Pool2dRule
 from .resize2d import Resize2dRule
 from .rule import Constants, Rule
 from .window2d import Window2dRule
+from .winograd_conv2d import WinogradConv2dRule
 
 RULES: tuple[Rule, ...] = (
+    WinogradConv2dRule(),
     DepthwiseConv2dRule(),
     Conv2dAmxRule(),
     Conv2dRule(),

@@ -26,19 +26,23 @@ class Constants:
     bias : [O], int32 for integer data (zero-point correction included), float32 otherwise, or None
     channels : one float32 [C] per "channel" operand of the program, in order
     pad : uint8 [C], what is outside of the data where each channel has its own zero point, or None
+    wide_weight, input_scale, output_scale : of a `WinogradConv2d`, whose weight and bias are other ones, too; see there
     """
 
     weight: np.ndarray | None = None
     bias: np.ndarray | None = None
     channels: Sequence[np.ndarray] = field(default_factory=tuple)
     pad: np.ndarray | None = None
+    wide_weight: np.ndarray | None = None
+    input_scale: np.ndarray | None = None
+    output_scale: np.ndarray | None = None
 
     @staticmethod
     def of(roles: Sequence[tuple[str, np.ndarray]]) -> Constants:
         """From (role, array) pairs, as kernel orders carry them."""
         single = {role: array for role, array in roles if role != "channel"}
         channels = tuple(array for role, array in roles if role == "channel")
-        return Constants(single.get("weight"), single.get("bias"), channels, single.get("pad"))
+        return Constants(channels=channels, **single)
 
 
 class Rule:

@@ -117,7 +117,7 @@ def _plain(value):
 def from_json(text: str) -> Spec:
     """The spec that `Spec.to_json` wrote."""
     values = json.loads(text)
-    kinds = (Conv2d, Pool2d, Lrn, Elementwise, ChannelGather, Resize2d, DepthToSpace, ChannelsLast, Window2d)
+    kinds = (Conv2d, WinogradConv2d, Pool2d, Lrn, Elementwise, ChannelGather, Resize2d, DepthToSpace, ChannelsLast, Window2d)
     kind = {cls.__name__: cls for cls in kinds}[values.pop("kind")]
     known = {f.name for f in fields(kind)}
     assert set(values) <= known
@@ -168,6 +168,25 @@ class Conv2d(Spec):
         n, c, h, w = self.inputs[0].shape if self.transposed else self.result.shape
         other = (self.result if self.transposed else self.inputs[0]).shape[1]
         return n * c * h * w * (other // self.groups) * self.kernel[0] * self.kernel[1]
+
+
+@dataclass(frozen=True)
+class WinogradConv2d(Conv2d):
+    """A 3x3 convolution of stride 1 by products of transformed tiles (see `tvm_int8.winograd`).
+
+    tile : outputs of a tile, (rows, columns), each of `winograd.OUTPUTS`
+    wide : positions in a transformed tile (row by row) whose products are of int16; the others' are of u8 and s8
+
+    Constants, for u8 data: "weight" int8 [narrow positions, O, C] and "wide_weight" int16 [wide positions, O, C],
+    transformed; "input_scale" int16 [narrow positions, C], fractions of 2**15 by which transformed data become int8;
+    "output_scale" float32 [positions, O], which takes products to the accumulators of a Conv2d; "bias" float32.  For
+    float32 data: "weight" float32 [positions, O, C] and "bias".
+
+    The program's accumulator is float32.
+    """
+
+    tile: tuple[int, int] = (4, 4)
+    wide: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 _MODULES = {
     "Conv2d": "conv2d",
+    "WinogradConv2d": "winograd_conv2d",
     "Pool2d": "pool2d",
     "Lrn": "lrn",
     "Elementwise": "elementwise",

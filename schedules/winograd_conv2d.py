@@ -1,0 +1,336 @@
+"""3x3 convolution of stride 1 in NCHW16c by Winograd's minimal filtering (`tvm_int8.winograd`).
+
+Algorithm
+    For each tile of outputs: transform its data; for each position of a transformed tile multiply by a matrix of
+    weights, all input by all output channels; transform back.  Transformed u8 data are int16.  At *narrow* positions
+    they are rounded to int8, stored with 128 added and multiplied by s8 (`vpdpbusd`); at *wide* ones they are
+    multiplied by s16 as they are (`vpdpwssd`), at half the rate.
+
+Schedule
+    A *block* of tiles stays in L2 from transform to transform: its transformed data; then, for one *group* of output
+    channels after the other, the products of all positions, and the results they become.  Products are computed as a
+    1x1 convolution would be (see `conv2d`): `tile_width` tiles x the group's blocks of channels stay in registers over
+    all input channels, and weights are packed in the order in which they are read.  int16 vectors hold sixteen channels
+    of two tiles.  Blocks run in parallel.  Padding, and what is missing of the last tiles, is a copy before.
+
+Evidence
+    Li et al. 2021, *LoWino: towards efficient low-precision Winograd convolutions on modern CPUs*, for the blocking.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm.tirx.script import builder as T
+
+from tvm_int8 import winograd
+from tvm_int8.specs import LANES, Kernel, WinogradConv2d
+
+from . import dot
+from .cpu import Cpu
+from .epilogue import Epilogue
+from .knobs import KnobSpace
+from .lanes import store_vectors
+from .padding import emit_padded_copy
+from .rule import Constants, Rule, pad_channels
+from .vector import KernelBuilder, Registers, branch, convert, finish, let, load, scratch, store, when
+from .winograd_knobs import Blocking, knob_space
+from .winograd_transforms import PAIR, Floats, Products, Words, load_pair, multiply_high, narrowed, twice
+
+
+class WinogradConv2dRule(Rule):
+    """`WinogradConv2d` specs in NCHW16c."""
+
+    template = "winograd_conv2d"
+    version = 1
+
+    def knob_space(self, spec: WinogradConv2d, cpu: Cpu) -> KnobSpace:
+        return knob_space(spec, cpu)
+
+    def applies(self, spec, cpu: Cpu) -> bool:
+        return isinstance(spec, WinogradConv2d) and spec.inputs[0].block == spec.result.block == LANES
+
+    def build(self, spec: WinogradConv2d, constants: Constants, cpu: Cpu, knobs: dict | None = None) -> Kernel:
+        return _Builder(spec, constants, cpu, knobs).build()
+
+
+class _Builder:
+    def __init__(self, spec: WinogradConv2d, constants: Constants, cpu: Cpu, knobs: dict | None):
+        self.spec, self.constants, self.cpu = spec, constants, cpu
+        self.data, self.result = spec.inputs[0], spec.result
+        self.integer = self.data.dtype == "uint8"
+        self.knobs = dict(knobs) if knobs else knob_space(spec, cpu).heuristic
+        self.blocking = Blocking.of(spec, self.knobs)
+        self.in_blocks, self.out_blocks = self.data.channel_blocks, self.result.channel_blocks
+        count = winograd.positions(spec.tile)
+        self.narrow = [p for p in range(count) if p not in spec.wide] if self.integer else []
+        self.wide = list(spec.wide) if self.integer else []
+        self.plain = [] if self.integer else list(range(count))
+        order = self.narrow + self.wide + self.plain
+        self.slot = {position: slot for slot, position in enumerate(order)}
+
+    def build(self) -> Kernel:
+        spec = self.spec
+        epilogue = Epilogue(spec, self.constants)
+        packed = self._packed_constants()
+        with KernelBuilder(self._name()) as k:
+            data, *rest = k.arguments(
+                ("data", self.data.physical_shape, self.data.dtype),
+                *epilogue.tensor_parameters(),
+                *((name, array.shape, str(array.dtype)) for name, array in packed.items()),
+                *epilogue.channel_parameters(),
+                ("out", self.result.physical_shape, self.result.dtype),
+            )
+            operands = len(epilogue.tensor_parameters())
+            epilogue.bind(rest[:operands], rest[operands + len(packed) : -1])
+            self.epilogue, self.out = epilogue, rest[-1]
+            self.packed: dict[str, Any] = dict(zip(packed, rest[operands:], strict=False))
+            self.source, self.height, self.width = self._padded(data)
+            self._emit_blocks()
+        return Kernel(k.func, (*packed.values(), *epilogue.channel_arrays()), k.name, dict(self.knobs))
+
+    def _name(self) -> str:
+        rows, columns = self.spec.tile
+        form = "f32" if self.plain else f"s16_{self.cpu.dot}" if not self.narrow else f"u8s8_{self.cpu.dot}"
+        mixed = f"_{len(self.wide)}s16" if self.narrow and self.wide else ""
+        return f"winograd_{rows}x{columns}_{form}{mixed}"
+
+    # Constants
+
+    def _packed_constants(self) -> dict[str, np.ndarray]:
+        """By name: weights as they are read; where sums of products start; scales; all of them by channel."""
+        constants, found = self.constants, {}
+        channels = self.result.shape[1]
+        if self.plain:
+            found["weight"] = self._packed(constants.weight, dot.Float32(), 1)
+        if self.narrow:
+            found["weight"] = self._packed(constants.weight, dot.for_cpu(self.cpu), 4)
+            start = -128 * constants.weight.sum(2, dtype=np.int64)  # the data's 128, taken out
+            found["start"] = np.stack([pad_channels(s.astype(np.int32)) for s in start])
+            found["input_scale"] = np.stack([pad_channels(s) for s in constants.input_scale])
+        if self.wide:
+            found["wide_weight"] = self._packed(constants.wide_weight, dot.words_for_cpu(self.cpu), 2)
+        if self.integer:
+            found["output_scale"] = np.stack([pad_channels(s) for s in constants.output_scale])
+        bias = np.zeros(channels, np.float32) if constants.bias is None else constants.bias
+        found["bias"] = pad_channels(bias.astype(np.float32))
+        return found
+
+    def _packed(self, weight: np.ndarray, multiply_add, unit: int) -> np.ndarray:
+        """[positions, O, C] -> groups x positions x steps x blocks of the group x vector, flat."""
+        count, o, c = weight.shape
+        whole = np.zeros((count, self.out_blocks * LANES, self.in_blocks * LANES), weight.dtype)
+        whole[:, :o, :c] = weight
+        vectors = whole.reshape(count, self.out_blocks, LANES, -1, unit).transpose(1, 0, 3, 2, 4)
+        group = self.knobs["oc_tile"]
+        parts = [vectors[i : i + group].transpose(1, 2, 0, 3, 4) for i in range(0, self.out_blocks, group)]
+        return np.concatenate([multiply_add.pack(np.ascontiguousarray(part)).ravel() for part in parts])
+
+    # Tasks
+
+    def _padded(self, data):
+        """The data with their padding, and as much more as fills the last tiles."""
+        (rows, columns), (top, left, _, _) = self.spec.tile, self.spec.padding
+        blocking = self.blocking
+        _, _, height, width = self.data.shape
+        bottom = blocking.tile_rows * rows + 2 - top - height
+        right = blocking.tile_columns * columns + 2 - left - width
+        if not any((top, left, bottom, right)):
+            return data, height, width
+        return emit_padded_copy(data, self.data, (top, left, bottom, right), self.spec.pad_value)
+
+    def _emit_blocks(self) -> None:
+        blocking, images = self.blocking, self.data.shape[0]
+        with T.parallel(images * blocking.blocks) as task:
+            self.image = T.Bind(task // blocking.blocks)
+            self.first = T.Bind(task % blocking.blocks * blocking.tiles)
+            self.count = T.Bind(T.min(blocking.tiles, blocking.total - self.first))
+            transformed = {
+                "narrow": self._scratch(len(self.narrow), "uint8"),
+                "wide": self._scratch(len(self.wide), "int16"),
+                "plain": self._scratch(len(self.plain), "float32"),
+            }
+            (self._emit_integer_data if self.integer else self._emit_float_data)(transformed)
+            group = self.knobs["oc_tile"]
+            elements = len(self.slot) * group * blocking.padded_tiles * LANES
+            products = scratch(elements, "int32" if self.integer else "float32")
+            full, tail = divmod(self.out_blocks, group)
+            if full:
+                with T.serial(full) as index:
+                    self._emit_group(transformed, products, index, group)
+            if tail:
+                self._emit_group(transformed, products, full, tail)
+
+    def _scratch(self, count: int, dtype: str):
+        elements = count * self.in_blocks * self.blocking.padded_tiles * LANES
+        return scratch(elements, dtype) if count else None
+
+    def _corner(self, tile):
+        """Row and column of a tile of the block, in tiles."""
+        flat = T.Bind(self.first + tile)
+        return T.Bind(flat // self.blocking.tile_columns), T.Bind(flat % self.blocking.tile_columns)
+
+    # Data
+
+    def _source_index(self, channel_block, tile):
+        """Where the first pixel of a tile is."""
+        row, column = self._corner(tile)
+        plane = self.image * self.in_blocks + channel_block
+        rows, columns = self.spec.tile
+        return T.Bind(((plane * self.height + row * rows) * self.width + column * columns) * LANES)
+
+    def _offsets(self) -> list[list[int]]:
+        """From a tile's first pixel to each, [column][row]."""
+        rows, columns = self.spec.tile
+        return [[(y * self.width + x) * LANES for y in range(rows + 2)] for x in range(columns + 2)]
+
+    def _transformed(self, columns: list[list], ops) -> list:
+        """The transformed tile, position by position."""
+        m_rows, m_columns = self.spec.tile
+        first = [winograd.transform_data(m_rows, column, ops) for column in columns]
+        rows = [winograd.transform_data(m_columns, [c[i] for c in first], ops) for i in range(m_rows + 2)]
+        return [value for row in rows for value in row]
+
+    def _emit_integer_data(self, transformed) -> None:
+        shift, tiles = winograd.shift(self.spec.tile), self.blocking.padded_tiles
+        with T.serial(self.in_blocks) as channel_block, T.serial((self.count + 1) // 2) as pair:
+            ends = [pair * 2, T.min(pair * 2 + 1, self.count - 1)]
+            sources = [self._source_index(channel_block, tile) for tile in ends]
+            columns = [
+                [load_pair(self.source, *(s + at for s in sources), shift, self.spec.pad_value) for at in column]
+                for column in self._offsets()
+            ]
+            values = self._transformed(columns, Words)
+            place = T.Bind((channel_block * tiles + pair * 2) * LANES)
+            stride = self.in_blocks * tiles * LANES
+            for slot, position in enumerate(self.wide):
+                store(transformed["wide"], place + slot * stride, values[position], PAIR)
+            self._emit_narrow(transformed["narrow"], values, channel_block, place, stride)
+
+    def _emit_narrow(self, target, values, channel_block, place, stride: int) -> None:
+        rounded = []
+        for slot, position in enumerate(self.narrow):
+            index = (slot * self.in_blocks + channel_block) * LANES
+            scale = twice(load(self.packed["input_scale"], index))
+            rounded.append(let(multiply_high(values[position], scale)))
+        for slot in range(0, len(rounded), 2):
+            both = narrowed(rounded[slot], rounded[min(slot + 1, len(rounded) - 1)])
+            for i, value in enumerate(both[: len(rounded) - slot]):
+                store(target, place + (slot + i) * stride, value, PAIR)
+
+    def _emit_float_data(self, transformed) -> None:
+        tiles = self.blocking.padded_tiles
+        with T.serial(self.in_blocks) as channel_block, T.serial(self.count) as tile:
+            source = self._source_index(channel_block, tile)
+            columns = [[let(load(self.source, source + at)) for at in column] for column in self._offsets()]
+            place = T.Bind((channel_block * tiles + tile) * LANES)
+            for slot, value in enumerate(self._transformed(columns, Floats)):
+                store(transformed["plain"], place + slot * self.in_blocks * tiles * LANES, value)
+
+    # Products
+
+    def _emit_group(self, transformed, products, index, blocks: int) -> None:
+        """All positions of one group of output channels, and what becomes of them."""
+        first_block = index * self.knobs["oc_tile"]
+        if self.plain:
+            with T.serial(len(self.plain)) as p:
+                self._emit_products(transformed["plain"], products, "weight", (index, p, 0), blocks, dot.Float32(), 1)
+        if self.narrow:
+            with T.serial(len(self.narrow)) as p:
+                form = dot.for_cpu(self.cpu)
+                self._emit_products(transformed["narrow"], products, "weight", (index, p, 0), blocks, form, 4)
+        if self.wide:
+            with T.serial(len(self.wide)) as p:
+                form, skipped = dot.words_for_cpu(self.cpu), len(self.narrow)
+                self._emit_products(transformed["wide"], products, "wide_weight", (index, p, skipped), blocks, form, 2)
+        for o in range(blocks):
+            self._emit_results(products, first_block + o, o, blocks)
+
+    def _emit_products(self, data, products, name: str, place: tuple, blocks: int, form, unit: int) -> None:
+        """One position: all tiles of the block x the group's channels, over all input channels."""
+        index, p, skipped = place
+        steps, group, tiles = LANES // unit, self.knobs["oc_tile"], self.blocking.padded_tiles
+        count = {"wide_weight": len(self.wide), "weight": len(self.narrow) or len(self.plain)}[name]
+        per_position = self.in_blocks * steps * form.vector_elements
+        weights = T.Bind(index * (count * per_position * group) + p * (per_position * blocks))
+        width, weight, acc_dtype = self.knobs["tile_width"], self.packed[name], str(products.ty.dtype)
+        with T.serial(tiles // width) as part:
+            acc = Registers(blocks * width, acc_dtype)
+            for o in range(blocks):
+                start = self._start(p, index * group + o) if unit == 4 else T.broadcast(T.Cast(acc_dtype, 0), LANES)
+                for i in range(width):
+                    acc[o * width + i] = start
+            first = T.Bind((p * self.in_blocks * tiles + part * width) * LANES)
+            with T.serial(self.in_blocks) as c:
+                for s in range(steps):
+                    at = weights + (c * steps + s) * (blocks * form.vector_elements)
+                    loaded = [form.load_weight(weight, at + o * form.vector_elements) for o in range(blocks)]
+                    for i in range(width):
+                        value = form.broadcast(data, first + (c * tiles + i) * LANES + s * unit)
+                        for o in range(blocks):
+                            acc[o * width + i] = form(acc[o * width + i], value, loaded[o])
+            for o in range(blocks):
+                target = ((p + skipped) * blocks + o) * tiles + part * width
+                for i in range(width):
+                    store(products, (target + i) * LANES, acc[o * width + i])
+
+    def _start(self, p, block):
+        return T.Bind(load(self.packed["start"], (p * self.out_blocks + block) * LANES))
+
+    # Results
+
+    def _emit_results(self, products, block, o: int, blocks: int) -> None:
+        """Transform the products of one block of output channels back, and run the program."""
+        per_channel = self.epilogue.per_channel(self.image, block)
+        bias = T.Bind(load(self.packed["bias"], block * LANES))
+        (m_rows, m_columns), tiles = self.spec.tile, self.blocking.padded_tiles
+        blocking, (_, _, height, width) = self.blocking, self.result.shape
+        last = height - (blocking.tile_rows - 1) * m_rows, width - (blocking.tile_columns - 1) * m_columns
+        with T.serial(self.count) as tile:
+            row, column = self._corner(tile)
+
+            def term(position: int):
+                place = ((self.slot[position] * blocks + o) * tiles + tile) * LANES
+                value = load(products, place)
+                if not self.integer:
+                    return let(value)
+                scale = load(self.packed["output_scale"], (position * self.out_blocks + block) * LANES)
+                return let(convert(value, "float32")), let(scale)
+
+            ops = Products if self.integer else Floats
+            columns = [
+                winograd.transform_result(
+                    m_rows, [term(y * (m_columns + 2) + x) for y in range(m_rows + 2)], ops
+                )
+                for x in range(m_columns + 2)
+            ]
+            values = [winograd.transform_result(m_columns, [c[y] for c in columns], Floats) for y in range(m_rows)]
+            corner = T.Bind(row * (m_rows * width) + column * m_columns)
+
+            def emit(rows: int, count: int) -> None:
+                for y in range(rows):
+                    self._emit_row(per_channel, bias, block, corner + y * width, values[y][:count])
+
+            def by_column(rows: int) -> None:
+                branch(
+                    column < blocking.tile_columns - 1,
+                    last[1] < m_columns,
+                    lambda: emit(rows, m_columns),
+                    lambda: emit(rows, last[1]),
+                )
+
+            branch(
+                row < blocking.tile_rows - 1, last[0] < m_rows, lambda: by_column(m_rows), lambda: by_column(last[0])
+            )
+
+    def _emit_row(self, per_channel, bias, block, pixel, values) -> None:
+        _, _, height, width = self.result.shape
+        plane = self.image * self.out_blocks + block
+        first = T.Bind((plane * (height * width) + pixel) * LANES)
+        places = [
+            (first + i * LANES, self.image * (height * width) + pixel + i, let(value + bias))
+            for i, value in enumerate(values)
+        ]
+        finished = self.epilogue.run_all(per_channel, places)
+        store_vectors(self.out, first, finished, self.spec.output, self.cpu)

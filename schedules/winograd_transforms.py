@@ -1,0 +1,108 @@
+"""Vector code of Winograd's transforms (`tvm_int8.winograd`): the operations they are written over, and narrowing."""
+
+from __future__ import annotations
+
+from tvm.tirx.script import builder as T
+
+from tvm_int8 import winograd
+from tvm_int8.specs import LANES
+
+from .lanes import joined, shuffle
+from .vector import const, convert, f32, fma, intrinsic, let, load
+
+PAIR = 2 * LANES
+"""Lanes of an int16 vector: sixteen channels of two tiles."""
+
+
+class Words:
+    """Operations on int16x32."""
+
+    @staticmethod
+    def add(a, b):
+        return let(a + b)
+
+    @staticmethod
+    def sub(a, b):
+        return let(a - b)
+
+    @staticmethod
+    def root(a):
+        return let(multiply_high(a, const(winograd.ROOT_Q15, "int16", PAIR)))
+
+
+class Floats:
+    """Operations on float32x16, one rounding each."""
+
+    @staticmethod
+    def add(a, b):
+        return let(a + b)
+
+    plus = add
+
+    @staticmethod
+    def sub(a, b):
+        return let(a - b)
+
+    @staticmethod
+    def root(a):
+        return let(_fenced_product(a, winograd.ROOT))
+
+    @staticmethod
+    def pair(x, y):
+        return let(x + y), let(x - y)
+
+    @staticmethod
+    def mul(a, number):
+        return let(a * f32(number))
+
+    @staticmethod
+    def fma(a, number, b):
+        return let(fma(a, f32(number), b))
+
+
+class Products(Floats):
+    """The same where the inputs are (vector, scale)."""
+
+    @staticmethod
+    def pair(x, y):
+        second = let(y[0] * y[1])
+        return let(fma(*x, second)), let(fma(*x, -second))
+
+    @staticmethod
+    def plus(x, b):
+        return let(fma(*x, b))
+
+
+def _fenced_product(a, number):
+    """A product that is subtracted or added next, and must have been rounded."""
+    return intrinsic("float32x16", "llvm.arithmetic.fence", a * f32(number))
+
+
+def multiply_high(a, b):
+    """`vpmulhrsw` of int16x32."""
+    return intrinsic("int16x32", "llvm.x86.avx512.pmul.hr.sw.512", a, b)
+
+
+def load_pair(buffer, first, second, shift: int, zero_point: int):
+    """u8 of sixteen channels at two places, as int16x32, less the zero point, shifted to the left."""
+    value = convert(joined([load(buffer, first), load(buffer, second)]), "int16", PAIR)
+    if zero_point:
+        value = value - const(zero_point, "int16", PAIR)
+    return let(T.shift_left(value, const(shift, "int16", PAIR)) if shift else value)
+
+
+def twice(vector):
+    """int16x16 in both halves."""
+    return shuffle([vector, vector], range(PAIR))
+
+
+def narrowed(first, second):
+    """Two int16x32 -> two uint8x32: saturated to int8, with 128 added."""
+    packed = T.reinterpret("int32x16", intrinsic("int8x64", "llvm.x86.avx512.packsswb.512", first, second))
+    flipped = T.bitwise_xor(packed, T.broadcast(T.int32(-0x7F7F7F80), 16))  # 0x80 in every byte
+    # Quarter q holds eight bytes of `first`, then eight of `second`.
+    words = let(flipped)
+    return [
+        T.reinterpret(f"uint8x{PAIR}", shuffle([words], [4 * (i // 2) + 2 * which + i % 2 for i in range(8)]))
+        for which in (0, 1)
+    ]

@@ -1,0 +1,92 @@
+"""How a convolution is quantised in the Winograd domain: integers and scales of its transformed weights and data.
+
+Every position of a transformed tile has its own scales: of data one per input channel, of weights one per output
+channel, both in the sense of LoWino (Li et al. 2021).  The factors of the data's channels are in the weights, where
+they cost nothing, as factors of a tensor's channels are in `channel_scales`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tvm_int8 import winograd
+
+_LARGEST_SUM = 2**31 - 1
+_WORD = 32767
+_BYTE = 127
+
+
+@dataclass(frozen=True)
+class WinogradQuantizer:
+    """One way to compute a 3x3 convolution of integers by tiles; parameters as of `tvm_int8.specs.WinogradConv2d`.
+
+    Parameters
+    ----------
+    tile : (rows, columns) of outputs
+    wide : positions of 16 bits
+    weight : int8 [narrow positions, O, C]
+    wide_weight : int16 [wide positions, O, C]
+    input_scale : int16 [narrow positions, C]
+    output_scale : float32 [positions, O]
+    correction : float64 [O], optional
+        Added to the accumulators: the mean error, taken out.
+    loss_db : float
+        What the layer's SQNR is expected to lose against the direct convolution.
+    """
+
+    tile: tuple[int, int]
+    wide: tuple[int, ...]
+    weight: np.ndarray
+    wide_weight: np.ndarray
+    input_scale: np.ndarray
+    output_scale: np.ndarray
+    correction: np.ndarray | None = None
+    loss_db: float = 0.0
+
+
+def quantize_transformed(
+    weight: np.ndarray,
+    tile: tuple[int, int],
+    wide: tuple[int, ...],
+    ranges: np.ndarray,
+    data_ends: tuple[int, int],
+    round_weight=np.rint,
+) -> WinogradQuantizer:
+    """Round transformed weights, given what transformed data reach.
+
+    Parameters
+    ----------
+    weight : float64 [O, C, 3, 3]
+        Real, in units of the convolution's int8 weights: what an accumulator is a sum of.
+    tile, wide : as of `WinogradQuantizer`
+    ranges : float64 [positions, C]
+        Magnitude of transformed data, in units of the data's integers, that becomes 127; larger ones saturate.
+    data_ends : (int, int)
+        Lowest and highest integer of the data, less their zero point.
+    round_weight : callable
+        Transformed weights in steps -> integers.
+    """
+    transformed = winograd.transformed_weight(weight, tile)
+    unit = 1 << winograd.shift(tile)
+    narrow = [p for p in range(len(transformed)) if p not in wide]
+    multiplier = np.clip(np.rint(_BYTE * 2**15 / np.maximum(ranges[narrow] * unit, 1e-9)), 1, _WORD).astype(np.int16)
+    # What one step of the rounded data is worth goes into the weights.
+    scaled = transformed[narrow] * (2.0**15 / unit / multiplier[:, None, :])
+    steps = np.maximum(np.abs(scaled).max(2, initial=0.0), 1e-30) / _BYTE
+    values = np.clip(round_weight(scaled / steps[:, :, None]), -_BYTE, _BYTE).astype(np.int8)
+    words, word_steps = _words(transformed[list(wide)], winograd.bounds(tile, *data_ends)[list(wide)] * unit)
+    output_scale = np.zeros((len(transformed), len(weight)), np.float32)
+    output_scale[narrow] = steps
+    output_scale[list(wide)] = word_steps / unit
+    return WinogradQuantizer(tile, tuple(wide), values, words, multiplier, output_scale)
+
+
+def _words(weight: np.ndarray, largest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int16 [positions, O, C] whose sums with data up to `largest` fit int32, and their steps [positions, O]."""
+    sums, peaks = np.abs(weight).sum(2), np.abs(weight).max(2, initial=0.0)
+    # rounding adds half a step to each weight
+    room = _LARGEST_SUM / np.maximum(largest, 1)[:, None] - weight.shape[2] / 2
+    steps = np.maximum(np.maximum(sums / room, peaks / _WORD), 1e-30)
+    return np.rint(weight / steps[:, :, None]).astype(np.int16), steps

@@ -1,0 +1,107 @@
+"""3x3 convolution by Winograd's minimal filtering: transform, quantise, multiply, transform back."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tvm_int8 import winograd
+from tvm_int8.quantization import arithmetic
+
+from .elementwise import finish
+
+F32 = np.float32
+
+
+class _Floats:
+    """The operations of transforms on float32 arrays, one rounding each."""
+
+    add, sub, plus = np.add, np.subtract, np.add
+
+    @staticmethod
+    def root(a):
+        return a * F32(winograd.ROOT)
+
+    @staticmethod
+    def pair(x, y):
+        return x + y, x - y
+
+    @staticmethod
+    def mul(a, number):
+        return a * F32(number)
+
+    @staticmethod
+    def fma(a, number, b):
+        return arithmetic.fma(a, F32(number), b)
+
+
+class _Products(_Floats):
+    """The same where inputs are (integers as float32, scale): multiplied and added with one rounding."""
+
+    @staticmethod
+    def pair(x, y):
+        second = y[0] * y[1]
+        return arithmetic.fma(*x, second), arithmetic.fma(*x, -second)
+
+    @staticmethod
+    def plus(x, b):
+        return arithmetic.fma(*x, b)
+
+
+def quantized_data(spec, data, constants) -> tuple[np.ndarray, np.ndarray]:
+    """Transformed data as they are multiplied: int32 [narrow positions, N, C, ty, tx] of int8 values, [wide, ...]."""
+    tiles = winograd.tiles_of(data.astype(np.int32), spec.tile, spec.padding, spec.pad_value) - np.int32(spec.pad_value)
+    transformed = winograd.transformed_data(tiles << winograd.shift(spec.tile), spec.tile, winograd.Integers)
+    assert np.abs(transformed).max(initial=0) < 1 << 15
+    narrow = [p for p in range(len(transformed)) if p not in spec.wide]
+    scale = constants.input_scale.astype(np.int32)[:, None, :, None, None]
+    rounded = winograd.multiply_high(transformed[narrow], scale)
+    return np.clip(rounded, -128, 127), transformed[list(spec.wide)]
+
+
+def integer_products(spec, data, constants) -> np.ndarray:
+    """The int32 sums of products, [positions, N, O, ty, tx]."""
+    narrow, wide = quantized_data(spec, data, constants)
+    found = np.zeros((len(narrow) + len(wide), narrow.shape[1], spec.result.shape[1], *narrow.shape[3:]), np.int32)
+    narrow_positions = [p for p in range(len(found)) if p not in spec.wide]
+    for places, values, weight in (
+        (narrow_positions, narrow, constants.weight),
+        (list(spec.wide), wide, constants.wide_weight),
+    ):
+        if places:
+            # float64 holds the sums exactly
+            total = np.einsum("pncyx,poc->pnoyx", values.astype(np.float64), weight.astype(np.float64), optimize=True)
+            assert np.abs(total).max(initial=0) < 2.0**31
+            found[places] = total.astype(np.int32)
+    return found
+
+
+def accumulate(spec, data, constants) -> np.ndarray:
+    """What the program starts from, float32 [N, O, H, W]."""
+    rows, columns = spec.tile
+    height, width = rows + winograd.TAPS - 1, columns + winograd.TAPS - 1
+    if data.dtype == np.float32:
+        tiles = winograd.tiles_of(data, spec.tile, spec.padding, 0)
+        transformed = winograd.transformed_data(tiles, spec.tile, _Floats)
+        products = np.einsum("pncyx,poc->pnoyx", transformed, constants.weight, optimize=True).astype(F32)
+        terms, first = list(products), _Floats
+    else:
+        products = integer_products(spec, data, constants).astype(F32)
+        scale = constants.output_scale[:, None, :, None, None]
+        terms, first = list(zip(products, np.broadcast_to(scale, products.shape), strict=True)), _Products
+    # rows first: one axis of a tile at a time
+    by_column = [
+        winograd.transform_result(rows, [terms[y * width + x] for y in range(height)], first) for x in range(width)
+    ]
+    outs = [
+        winograd.transform_result(columns, [by_column[x][y] for x in range(width)], _Floats) for y in range(rows)
+    ]
+    n, o, ty, tx = products.shape[1:]
+    whole = np.stack([np.stack(row, -1) for row in outs], -2)  # [N, O, ty, tx, rows, columns]
+    whole = whole.transpose(0, 1, 2, 4, 3, 5).reshape(n, o, ty * rows, tx * columns)
+    acc = whole[:, :, : spec.result.shape[2], : spec.result.shape[3]]
+    return acc if constants.bias is None else acc + constants.bias.reshape(1, -1, 1, 1).astype(F32)
+
+
+def evaluate(spec, inputs, constants) -> np.ndarray:
+    """Convolution, then the program over its accumulators."""
+    return finish(spec, inputs[1:], constants, accumulate(spec, inputs[0], constants))
