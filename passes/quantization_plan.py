@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tvm_int8.config import QuantizationConfig
+from tvm_int8.quantization.bit_widths import INTEGER_BITS
 
 from .byte_inputs import is_byte_image
 from .dataflow import Dataflow
@@ -158,6 +159,9 @@ def _units(flow: Dataflow, config: QuantizationConfig, found: list[Group]) -> li
             unit = Unit("carry" if movable else "float", op, layer, inputs, binding.var, None, movable)
             whole = movable or is_byte_image(binding.value)
             unit.reason = "" if whole else f"{op or 'this operator'} has no integer form"
+        bits = config.bits.weight(layer) if unit.kind == "compute" and config.bits is not None else INTEGER_BITS
+        if bits > INTEGER_BITS:
+            unit.kind, unit.reason = "float", f"needs {bits} bits, and INT8 kernels have {INTEGER_BITS}"
         if unit.kind != "float" and config.excludes(unit.layer, unit.op):
             unit.kind, unit.reason = "float", "excluded by the configuration"
         units.append(unit)

@@ -23,6 +23,7 @@ from tvm_int8.config import QuantizationConfig
 from tvm_int8.quantization.bias_correction import expected_error
 from tvm_int8.quantization.calibration_table import CalibrationTable
 from tvm_int8.quantization.channel_scales import Reader, channel_scales
+from tvm_int8.quantization.few_bits import MOST_BITS, quantize_few_bits
 from tvm_int8.quantization.scale_zero_point import scale_zero_point
 from tvm_int8.quantization.weights import quantize_weight
 
@@ -48,6 +49,8 @@ class ActivationQuantizer:
     factor : float64 [C], optional
         scale = step * factor; in the weights of convolutions that mix channels.
     dtype : str
+    bits : int
+        Only the lowest 2 ** bits integers of the type are used.
     """
 
     scale: np.ndarray
@@ -55,6 +58,13 @@ class ActivationQuantizer:
     step: float = 1.0
     factor: np.ndarray | None = None
     dtype: str = "uint8"
+    bits: int = 8
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The least and the largest integer."""
+        least = int(np.iinfo(self.dtype).min)
+        return least, least + 2**self.bits - 1
 
     @property
     def per_channel(self) -> bool:
@@ -65,8 +75,7 @@ class ActivationQuantizer:
         """What the integers of real values [N, C, ...] stand for, float32."""
         spread = [1, -1, *[1] * (values.ndim - 2)] if self.per_channel else []
         scale, zero_point = self.scale.reshape(spread), self.zero_point.reshape(spread).astype(np.float32)
-        limits = np.iinfo(self.dtype)
-        integers = np.clip(np.rint(values / scale) + zero_point, limits.min, limits.max)
+        integers = np.clip(np.rint(values / scale) + zero_point, *self.limits)
         return (integers - zero_point) * scale
 
 
@@ -84,6 +93,9 @@ class WeightQuantizer:
         The output channels'.
     correction : float32 [1, O, 1, 1], optional
         Added to what the convolution delivers: what rounding the weights adds on average, taken out.
+    bits : int
+    lowest : int8, `scale`'s shape, optional
+        Of few bits: the integer of each channel's lowest level; levels are two apart (`few_bits`).
     """
 
     exact: np.ndarray
@@ -91,6 +103,8 @@ class WeightQuantizer:
     scale: np.ndarray
     axis: int
     correction: np.ndarray | None = None
+    bits: int = 8
+    lowest: np.ndarray | None = None
 
     @property
     def real(self) -> np.ndarray:
@@ -156,7 +170,7 @@ class QuantizerChoice:
         means: Mapping[str, np.ndarray] | None = None,
     ):
         self.flow, self.plan, self.table, self.config, self.means = flow, plan, table, config, means or {}
-        self.computing = {unit.group.anchor.var for unit in plan.units if unit.kind == "compute"}
+        self.computing = {unit.group.anchor.var: unit.layer for unit in plan.units if unit.kind == "compute"}
         options = config.activation_dtype, config.activation_symmetric, config.plain_convolutions
         plan.source |= concat_scales(plan, table, *options)
 
@@ -218,21 +232,32 @@ class QuantizerChoice:
         exact = const_value(call.args[1])
         if divisor is not None:
             exact = scaled_inputs(call, divisor)
-        axis = 1 if op_name(call) == "nn.conv2d_transpose" else 0
-        values, scale = quantize_weight(
-            exact,
-            axis if config.per_channel_weights else None,
-            name,
-            bits=config.weight_bits,
-            clipping=config.weight_clipping,
-            rounding="nearest" if config.rounding == "nearest" else "sums",
-            importance=self._importance(call, divisor),
-        )
-        found = WeightQuantizer(exact, values, scale, axis)
+        axis, bits = 1 if op_name(call) == "nn.conv2d_transpose" else 0, self.bits(binding.var)
+        channels = axis if config.per_channel_weights else None
+        if bits <= MOST_BITS:
+            exact = exact.astype(np.float32, copy=False)
+            values, scale, lowest = quantize_few_bits(exact, channels, bits, self._importance(call, divisor))
+            found = WeightQuantizer(exact, values, scale, axis, bits=bits, lowest=lowest)
+        else:
+            values, scale = quantize_weight(
+                exact,
+                channels,
+                name,
+                bits=bits,
+                clipping=config.weight_clipping,
+                rounding="nearest" if config.rounding == "nearest" else "sums",
+                importance=None if config.weight_clipping == "none" else self._importance(call, divisor),
+            )
+            found = WeightQuantizer(exact, values, scale, axis, bits=bits)
         mean = self._mean(call, chosen)
         if config.bias_correction == "none" or mean is None:
             return found
         return replace(found, correction=-expected_error(call, found.real - exact, mean))
+
+    def bits(self, var: Var) -> int:
+        """Bits of the weights of the convolution that binds `var`."""
+        most, widths = self.config.weight_bits, self.config.bits
+        return most if widths is None else min(most, widths.weight(self.computing[var]))
 
     def _mean(self, call: relax.Call, chosen: Quantizers) -> np.ndarray | None:
         """The mean [C] of what a convolution multiplies its integers with; None where it is not known."""
@@ -250,7 +275,7 @@ class QuantizerChoice:
     def _importance(self, call: relax.Call, divisor: np.ndarray | None) -> np.ndarray | None:
         """The mean square of what each weight meets, broadcastable to the weight; None where it is not known."""
         seen = self.table.get(call.args[0].name)
-        if self.config.weight_clipping == "none" or seen is None or seen.channels is None:
+        if seen is None or seen.channels is None:
             return None
         power = np.asarray(seen.channels.mean_square)
         power = (power if divisor is None else power / divisor**2).astype(np.float32)

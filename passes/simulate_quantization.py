@@ -94,9 +94,9 @@ def parameter_values(quantizer: ActivationQuantizer | None, shape: tuple[int, ..
     if quantizer is None:
         values: list = [1.0, 0.0, 0.0, 1.0, 0.0]
     else:
-        limits, zero_point = np.iinfo(quantizer.dtype), quantizer.zero_point.astype(np.float32)
+        (least, most), zero_point = quantizer.limits, quantizer.zero_point.astype(np.float32)
         inverse = np.float32(1) / quantizer.scale
-        values = [inverse, limits.min - zero_point, limits.max - zero_point]
+        values = [inverse, least - zero_point, most - zero_point]
         values += [quantizer.scale, 1.0]
     parameter_shape = _parameter_shape(shape)
     spread = [1, -1, *[1] * (len(shape) - 2)]

@@ -12,6 +12,7 @@ from typing import Any
 
 from tvm_int8.errors import ConfigError
 from tvm_int8.option_checks import check_bool, check_choice, check_names, check_number, invalid
+from tvm_int8.quantization.bit_widths import BitWidths
 from tvm_int8.quantization.calibrators import calibrator_names
 
 ACTIVATION_DTYPES = ("uint8",)
@@ -86,6 +87,10 @@ class QuantizationConfig:
         Integer type of activations: ``"uint8"``.
     weight_bits : int
         8, or 7: weights within [-63, 63], so that two products of a byte fit into 16 bits.
+    bits : BitAllocation, dict or None
+        How many bits the weights and activations of layers have: what `allocate_bits` returned, a dict of layer name or
+        glob pattern -> bits of its weights, or a dict of two such dicts, ``"weights"`` and ``"activations"``. What is
+        not named has 8; layers with weights of more than 8 bits are in FP32. Stored as `BitWidths`.
     weight_clipping : str
         ``"none"``: the largest weight of an output channel sets its scale. ``"mse"``: the scale with the least squared
         error, which may clip the largest weights.
@@ -134,6 +139,7 @@ class QuantizationConfig:
     activation_symmetric: bool = False
     activation_dtype: str = "uint8"
     weight_bits: int = 8
+    bits: BitWidths | None = None
     weight_clipping: str = "none"
     rounding: str = "sums"
     equalization: bool = False
@@ -165,6 +171,8 @@ class QuantizationConfig:
         check_number("max_slowdown", self.max_slowdown, lambda value: 0 <= value < 10, expected)
         if self.min_sqnr_db is not None:
             check_number("min_sqnr_db", self.min_sqnr_db, math.isfinite, "a finite number of decibels, or None")
+        if self.bits is not None:
+            object.__setattr__(self, "bits", BitWidths.of(self.bits))
         for option in ("exclude", "float_layers"):
             object.__setattr__(self, option, _as_names(option, getattr(self, option)))
         object.__setattr__(self, "methods", _as_methods(self.methods))
@@ -207,7 +215,8 @@ class QuantizationConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the options as a dict of JSON types."""
         lists = {option: list(getattr(self, option)) for option in ("exclude", "float_layers")}
-        return {**dataclasses.asdict(self), **lists, "methods": dict(self.methods)}
+        bits = None if self.bits is None else self.bits.to_dict()
+        return {**dataclasses.asdict(self), **lists, "methods": dict(self.methods), "bits": bits}
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> QuantizationConfig:

@@ -71,7 +71,7 @@ class Learned:
         self.weights = self.learn().weights
 
     def learn(self, **options):
-        options = {"limit": self.limit, "progress": False, **options}
+        options = {"progress": False, **options}
         seen = {id(batch): tensors for batch, tensors in zip(self.batches, self.tensors, strict=True)}
         network = self.network
         return learn_weights(network.mod, network.quantizers, lambda batch: seen[id(batch)], self.batches, **options)

@@ -21,7 +21,9 @@ SWEEPS = 2
 _BLOCK = 128  # columns whose errors are passed on one by one; behind them by matrix product
 
 
-def learn_rounding(weight: np.ndarray, moments: np.ndarray, limit: int = 127) -> np.ndarray:
+def learn_rounding(
+    weight: np.ndarray, moments: np.ndarray, limit: int = 127, least: int | None = None
+) -> np.ndarray:
     """Round one matrix.
 
     Parameters
@@ -31,19 +33,22 @@ def learn_rounding(weight: np.ndarray, moments: np.ndarray, limit: int = 127) ->
     moments : float [K, K]
         E[x x'] of the inputs.
     limit : int
-        Largest magnitude of an integer.
+        The largest integer.
+    least : int, optional
+        The least one; by default ``-limit``.
 
     Returns
     -------
     float32 [O, K]
-        Integers within ``[-limit, limit]``, never worse on `moments`, damped, than rounding to nearest.
+        Integers within ``[least, limit]``, never worse on `moments`, damped, than rounding to nearest.
     """
     weight = np.asarray(weight, np.float32)
-    nearest = np.clip(np.rint(weight), -limit, limit)
+    ends = (-limit if least is None else least), limit
+    nearest = np.clip(np.rint(weight), *ends)
     moments = damped(moments)
     if moments.diagonal().mean() < np.finfo(np.float32).tiny:  # nothing was ever read, or too little to compute with
         return nearest
-    learned = _descend(_with_feedback(weight, moments, limit), weight, moments, limit)
+    learned = _descend(_with_feedback(weight, moments, ends), weight, moments, ends)
     better = row_errors(learned - weight, moments) < row_errors(nearest - weight, moments)
     return np.where(better[:, None], learned, nearest)
 
@@ -60,7 +65,7 @@ def row_errors(error: np.ndarray, moments: np.ndarray) -> np.ndarray:
     return np.einsum("ok,ok->o", error @ moments, error)
 
 
-def _with_feedback(weight: np.ndarray, moments: np.ndarray, limit: int) -> np.ndarray:
+def _with_feedback(weight: np.ndarray, moments: np.ndarray, ends: tuple[int, int]) -> np.ndarray:
     """Round column by column, the largest moments first; the columns behind take over what each lost."""
     order = np.argsort(-moments.diagonal(), kind="stable")
     inverse = np.linalg.inv(moments[np.ix_(order, order)].astype(np.float64))
@@ -71,7 +76,7 @@ def _with_feedback(weight: np.ndarray, moments: np.ndarray, limit: int) -> np.nd
         factors, columns = upper[block, block], open_columns[:, block]
         lost = np.empty_like(columns)
         for k in range(columns.shape[1]):
-            integers = np.clip(np.rint(columns[:, k]), -limit, limit)
+            integers = np.clip(np.rint(columns[:, k]), *ends)
             lost[:, k] = (columns[:, k] - integers) / factors[k, k]
             rounded[:, order[start + k]] = integers
             columns[:, k + 1 :] -= np.outer(lost[:, k], factors[k, k + 1 :])
@@ -79,7 +84,7 @@ def _with_feedback(weight: np.ndarray, moments: np.ndarray, limit: int) -> np.nd
     return rounded
 
 
-def _descend(integers: np.ndarray, weight: np.ndarray, moments: np.ndarray, limit: int) -> np.ndarray:
+def _descend(integers: np.ndarray, weight: np.ndarray, moments: np.ndarray, ends: tuple[int, int]) -> np.ndarray:
     """Move single weights to where the error is least, until none moves."""
     integers, scale = np.array(integers), moments.diagonal()
     gradient = (integers - weight) @ moments
@@ -90,7 +95,7 @@ def _descend(integers: np.ndarray, weight: np.ndarray, moments: np.ndarray, limi
             own, columns, before = moments[block, block], gradient[:, block], integers[:, block].copy()
             for k in range(columns.shape[1]):
                 column = integers[:, start + k]
-                target = np.clip(column - np.rint(columns[:, k] / scale[start + k]), -limit, limit)
+                target = np.clip(column - np.rint(columns[:, k] / scale[start + k]), *ends)
                 step = target - column
                 if step.any():
                     integers[:, start + k] = target

@@ -13,9 +13,13 @@ from tvm import relax
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.quantizers import Quantizers, WeightQuantizer
 from tvm_int8.quantization.calibrate import Run
-from tvm_int8.quantization.learned_rounding import learn_rounding
+from tvm_int8.quantization.learned_rounding import damped, learn_rounding
 from tvm_int8.quantization.output_noise import Batch
 from tvm_int8.quantization.second_moments import SecondMoments
+from tvm_int8.quantization.weights import weight_limit
+
+SCALE_TURNS = 3
+"""How often codes of few bits are rounded, for scales that fit the ones before."""
 
 
 def learn_weights(
@@ -23,11 +27,10 @@ def learn_weights(
     quantizers: Quantizers,
     network: Run,
     batches: Sequence[Batch],
-    limit: int = 127,
     correct_bias: bool = True,
     progress: bool = True,
 ) -> Quantizers:
-    """Round all weights again, their scales left as they are.
+    """Round all weights again: their scales left as they are, but for those of few bits, which fit the new integers.
 
     Parameters
     ----------
@@ -39,8 +42,6 @@ def learn_weights(
         The float network: takes a batch, returns at least the tensors that convolutions read, by name.
     batches : sequence of batches
         Some tens of typical inputs.
-    limit : int
-        Largest magnitude of a weight's integer.
     correct_bias : bool
         Take what the errors left add on average out of the layers' results.
     progress : bool
@@ -60,7 +61,7 @@ def learn_weights(
             found.update(_read(calls[name], tensors, quantizers))
     learned = dict(quantizers.weights)
     for name, found in tqdm(moments.items(), "round weights", **{**bar, "unit": "layer"}):
-        learned[name] = _learn(calls[name], quantizers.weights[name], found, limit, correct_bias)
+        learned[name] = learn_layer(calls[name], quantizers.weights[name], found, correct_bias)
     return replace(quantizers, weights=learned)
 
 
@@ -77,17 +78,57 @@ def _read(call: relax.Call, tensors: Mapping[str, np.ndarray], quantizers: Quant
     return values.astype(np.float32)
 
 
-def _learn(
-    call: relax.Call, weight: WeightQuantizer, moments: SecondMoments, limit: int, correct_bias: bool
+def learn_layer(
+    call: relax.Call, weight: WeightQuantizer, moments: SecondMoments, correct_bias: bool
 ) -> WeightQuantizer:
+    """Round the weight of one convolution, for the moments of what it reads."""
     groups, outputs = int(call.attrs.groups), weight.values.shape[0]
-    scale = weight.scale.reshape(-1, 1, 1, 1) if weight.scale.ndim else weight.scale
-    exact = (weight.exact / scale).reshape(groups, outputs // groups, -1)
     met = moments.central if correct_bias else moments.products  # what is the same everywhere is corrected anyway
-    rows = [learn_rounding(*pair, limit) for pair in zip(exact, met, strict=True)]
-    learned = replace(weight, values=np.stack(rows).reshape(weight.values.shape).astype(np.int8))
+    learned = (_learn_integers if weight.lowest is None else _learn_codes)(weight, met)
     if not correct_bias:
         return replace(learned, correction=None)
     error = (learned.real - weight.exact).reshape(groups, outputs // groups, -1)
     correction = -np.einsum("gok,gk->go", error, moments.mean).reshape(1, -1, 1, 1)
     return replace(learned, correction=correction.astype(np.float32))
+
+
+def _learn_integers(weight: WeightQuantizer, moments: np.ndarray) -> WeightQuantizer:
+    scale = weight.scale.reshape(-1, 1, 1, 1) if weight.scale.ndim else weight.scale
+    exact = _by_group(weight.exact / scale, moments)
+    rows = [learn_rounding(*pair, weight_limit(weight.bits)) for pair in zip(exact, moments, strict=True)]
+    return replace(weight, values=np.stack(rows).reshape(weight.values.shape).astype(np.int8))
+
+
+def _learn_codes(weight: WeightQuantizer, moments: np.ndarray) -> WeightQuantizer:
+    """Few bits: round codes, then fit the scales to them by least squares, in turns."""
+    assert weight.lowest is not None
+    outputs = len(weight.values)
+    exact = _by_group(weight.exact, moments)
+    lowest, scale = (
+        _by_group(np.broadcast_to(array.reshape(-1, 1), (outputs, 1)).astype(np.float32), moments)
+        for array in (weight.lowest, weight.scale)
+    )
+    for _ in range(SCALE_TURNS):
+        codes = [
+            learn_rounding((w / s - low) / 2, met, 2**weight.bits - 1, 0)
+            for w, s, low, met in zip(exact, scale, lowest, moments, strict=True)
+        ]
+        values = 2 * np.stack(codes) + lowest
+        if not weight.scale.ndim:
+            break
+        scale = np.stack([_fitted(*group) for group in zip(exact, values, scale, moments, strict=True)])
+    scales = scale.reshape(-1) if weight.scale.ndim else weight.scale
+    return replace(weight, values=values.reshape(weight.values.shape).astype(np.int8), scale=scales)
+
+
+def _fitted(exact: np.ndarray, values: np.ndarray, scale: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """Scales [O, 1] with the least error of integers [O, K]; the old ones where that is none."""
+    met = values @ damped(moments)
+    power, fitted = (np.einsum("ok,ok->o", met, rows)[:, None] for rows in (values, exact))
+    best = fitted / np.maximum(power, np.finfo(np.float32).tiny)
+    return np.where(best >= np.finfo(np.float32).tiny, best, scale).astype(np.float32)
+
+
+def _by_group(array: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """[O, ...] as [G, O / G, K]."""
+    return array.reshape(len(moments), len(array) // len(moments), -1)

@@ -23,7 +23,6 @@ from tvm_int8.quantization.range_search import search_ranges
 from tvm_int8.quantization.ranges import Reference, find_ranges
 from tvm_int8.quantization.sensitivity import Sensitivity, excluding, restricted
 from tvm_int8.quantization.simulated_network import SimulatedNetwork
-from tvm_int8.quantization.weights import weight_limit
 
 LEARNING_INPUTS = 64
 """Inputs that weights are rounded for, and on which, time permitting, ranges and layers are compared."""
@@ -90,8 +89,8 @@ def quantize_network(
         network = SimulatedNetwork(mod, quantizers)
         quantizers = search_ranges(mod, choice, network, reference.batches, progress)
     if config.rounding == "learned":
-        corrects, limit = config.bias_correction != "none", weight_limit(config.weight_bits)
-        quantizers = learn_weights(mod, quantizers, reference.network, reference.batches, limit, corrects, progress)
+        corrects = config.bias_correction != "none"
+        quantizers = learn_weights(mod, quantizers, reference.network, reference.batches, corrects, progress)
     quantized = Quantization(mod, config, table, quantizers, reference, network)
     floats = _layers_in_float(quantized, progress)
     return quantized.without(floats) if floats else quantized
