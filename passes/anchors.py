@@ -58,7 +58,9 @@ def convolution(group) -> relax.Call:
         padding = (0, 0, 0, 0)
     else:
         group.add_input(quantized.source, "uint8", shape_of(call.args[0]))
-    pad_value = _same_everywhere(quantized.zero_point) if any(padding) or out_axis == 1 else 0
+    pad_value = _same_everywhere(quantized.zero_point)
+    if pad_value is None and not any(padding) and out_axis == 0:
+        pad_value = 0  # nothing reads it
     pad = [("pad", quantized.zero_point.astype(np.uint8))] if pad_value is None else []
     geometry = _geometry(group, weight.values, padding, pad_value)
     copies = geometry.groups if geometry.transposed else 1

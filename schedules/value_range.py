@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tvm_int8.specs import Conv2d, Program
+from tvm_int8 import winograd
+from tvm_int8.specs import Conv2d, Program, WinogradConv2d
 
 from .rule import Constants
 
@@ -27,6 +28,21 @@ def accumulator_range(spec: Conv2d, constants: Constants) -> tuple[np.ndarray, n
     bias = np.zeros(len(weight)) if constants.bias is None else constants.bias.astype(np.float64)
     negative, positive = (clip(weight, 0).sum(1, dtype=np.float64) for clip in (np.minimum, np.maximum))
     return bias + 255 * negative, bias + 255 * positive
+
+
+def winograd_accumulator_range(spec: WinogradConv2d, constants: Constants) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of the accumulators of a Winograd convolution of u8 data, float64 [C]."""
+    narrow = [p for p in range(winograd.positions(spec.tile)) if p not in spec.wide]
+    largest = np.zeros(constants.output_scale.shape)
+    largest[narrow] = 128.0 * np.abs(constants.weight.astype(np.int64)).sum(2)
+    if spec.wide:
+        wide = list(spec.wide)
+        data = winograd.bounds(spec.tile, -spec.pad_value, 255 - spec.pad_value)[wide] << winograd.shift(spec.tile)
+        largest[wide] = data[:, None] * np.abs(constants.wide_weight.astype(np.int64)).sum(2)
+    rows, columns = (np.abs(winograd.matrices(outputs).result).max(0) for outputs in spec.tile)
+    total = np.outer(rows, columns).ravel() @ (largest * constants.output_scale)
+    bias = np.zeros(len(total)) if constants.bias is None else constants.bias.astype(np.float64)
+    return bias - total, bias + total
 
 
 def fits_int32(program: Program, constants: Constants, accumulator: tuple[np.ndarray, np.ndarray]) -> bool:

@@ -34,9 +34,12 @@ from .knobs import KnobSpace
 from .lanes import store_vectors
 from .padding import emit_padded_copy
 from .rule import Constants, Rule, pad_channels
-from .vector import KernelBuilder, Registers, branch, convert, finish, let, load, scratch, store, when
+from .value_range import fits_int32, winograd_accumulator_range
+from .vector import KernelBuilder, Registers, branch, convert, let, load, prefetch, scratch, store
 from .winograd_knobs import Blocking, knob_space
 from .winograd_transforms import PAIR, Floats, Products, Words, load_pair, multiply_high, narrowed, twice
+
+CACHE_LINE = 64
 
 
 class WinogradConv2dRule(Rule):
@@ -67,6 +70,9 @@ class _Builder:
         self.narrow = [p for p in range(count) if p not in spec.wide] if self.integer else []
         self.wide = list(spec.wide) if self.integer else []
         self.plain = [] if self.integer else list(range(count))
+        self.fits_int32 = self.integer and fits_int32(
+            spec.program, constants, winograd_accumulator_range(spec, constants)
+        )
         order = self.narrow + self.wide + self.plain
         self.slot = {position: slot for slot, position in enumerate(order)}
 
@@ -255,6 +261,8 @@ class _Builder:
         per_position = self.in_blocks * steps * form.vector_elements
         weights = T.Bind(index * (count * per_position * group) + p * (per_position * blocks))
         width, weight, acc_dtype = self.knobs["tile_width"], self.packed[name], str(products.ty.dtype)
+        lines = CACHE_LINE // form.weight_bytes
+        share = -(-per_position * blocks // lines // (tiles // width * self.in_blocks))
         with T.serial(tiles // width) as part:
             acc = Registers(blocks * width, acc_dtype)
             for o in range(blocks):
@@ -263,6 +271,7 @@ class _Builder:
                     acc[o * width + i] = start
             first = T.Bind((p * self.in_blocks * tiles + part * width) * LANES)
             with T.serial(self.in_blocks) as c:
+                self._prefetch(weight, weights + per_position * blocks, part * self.in_blocks + c, lines, share)
                 for s in range(steps):
                     at = weights + (c * steps + s) * (blocks * form.vector_elements)
                     loaded = [form.load_weight(weight, at + o * form.vector_elements) for o in range(blocks)]
@@ -274,6 +283,12 @@ class _Builder:
                 target = ((p + skipped) * blocks + o) * tiles + part * width
                 for i in range(width):
                     store(products, (target + i) * LANES, acc[o * width + i])
+
+    def _prefetch(self, weight, following, turn, line: int, share: int) -> None:
+        """A share of the next position's weights, so that all of them are in L2 when their turn comes."""
+        if self.knobs["prefetch"] == "next":
+            for i in range(share):
+                prefetch(weight, following + (turn * share + i) * line)
 
     def _start(self, p, block):
         return T.Bind(load(self.packed["start"], (p * self.out_blocks + block) * LANES))
@@ -333,4 +348,4 @@ class _Builder:
             for i, value in enumerate(values)
         ]
         finished = self.epilogue.run_all(per_channel, places)
-        store_vectors(self.out, first, finished, self.spec.output, self.cpu)
+        store_vectors(self.out, first, finished, self.spec.output, self.cpu, self.fits_int32)

@@ -7,7 +7,7 @@ from tvm.tirx.script import builder as T
 from tvm_int8 import winograd
 from tvm_int8.specs import LANES
 
-from .lanes import joined, shuffle
+from .lanes import half, joined, shuffle
 from .vector import const, convert, f32, fma, intrinsic, let, load
 
 PAIR = 2 * LANES
@@ -101,8 +101,5 @@ def narrowed(first, second):
     packed = T.reinterpret("int32x16", intrinsic("int8x64", "llvm.x86.avx512.packsswb.512", first, second))
     flipped = T.bitwise_xor(packed, T.broadcast(T.int32(-0x7F7F7F80), 16))  # 0x80 in every byte
     # Quarter q holds eight bytes of `first`, then eight of `second`.
-    words = let(flipped)
-    return [
-        T.reinterpret(f"uint8x{PAIR}", shuffle([words], [4 * (i // 2) + 2 * which + i % 2 for i in range(8)]))
-        for which in (0, 1)
-    ]
+    ordered = let(shuffle([let(flipped)], [4 * (i // 2 % 4) + 2 * (i // 8) + i % 2 for i in range(16)]))
+    return [T.reinterpret(f"uint8x{PAIR}", half(ordered, high)) for high in (False, True)]

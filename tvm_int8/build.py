@@ -16,8 +16,14 @@ from tvm_int8.passes.schedule_kernels import Choose
 from tvm_int8.schedules.cpu import Cpu
 
 
-def lower_and_build(mod: tvm.IRModule, target: tvm.target.Target, cpu: Cpu, choose: Choose = lambda spec: None):
-    """Lower a canonical module and compile it, with the knobs that `choose` knows for a kernel's spec.
+def lower_and_build(
+    mod: tvm.IRModule,
+    target: tvm.target.Target,
+    cpu: Cpu,
+    choose: Choose = lambda spec: None,
+    tiles: tvm.transform.Pass | None = None,
+):
+    """Lower a canonical module and compile it; parameters as of `pipeline.lower`.
 
     Returns
     -------
@@ -27,7 +33,7 @@ def lower_and_build(mod: tvm.IRModule, target: tvm.target.Target, cpu: Cpu, choo
     planned : IRModule
         What the code generator was given, memory planned, for inspection.
     """
-    lowered = pipeline.lower(cpu, choose)(mod)
+    lowered = pipeline.lower(cpu, choose, tiles)(mod)
     rows = kernel_rows(lowered)
     executable, planned = generate_code(lowered, target)
     return executable, rows, planned

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tvm
 from tvm import relax
 
@@ -26,6 +28,7 @@ from tvm_int8.passes.move_integers import MoveIntegers
 from tvm_int8.passes.observe import Observe
 from tvm_int8.passes.order_channels_last import OrderChannelsLast
 from tvm_int8.passes.order_kernels import OrderKernels
+from tvm_int8.passes.order_winograd import Candidates, OrderWinograd
 from tvm_int8.passes.overlay_channels import OverlayChannels
 from tvm_int8.passes.plan_memory import PlanMemory
 from tvm_int8.passes.quantize_early import QuantizeEarly
@@ -40,7 +43,9 @@ from tvm_int8.passes.sub_pixel_convolution import SubPixelConvolution
 from tvm_int8.passes.unsigned_activations import UnsignedActivations
 from tvm_int8.passes.wrap_integers import WrapIntegers
 from tvm_int8.quantization.calibration_table import CalibrationTable
+from tvm_int8.schedules.convolution_time import fastest
 from tvm_int8.schedules.cpu import Cpu
+from tvm_int8.specs import Conv2d
 
 register_with_tvm()
 
@@ -134,6 +139,15 @@ def place() -> tvm.transform.Pass:
     )
 
 
+def tile(candidates: Candidates, cpu: Cpu, always: bool = False) -> tvm.transform.Pass:
+    """Between `place` and `schedule`: convolutions that are faster so, or `always`, in the Winograd domain."""
+
+    def choose(specs: Sequence[Conv2d]) -> int:
+        return 1 + fastest(specs[1:], cpu) if always else fastest(specs, cpu)
+
+    return OrderWinograd(candidates, choose)
+
+
 def schedule(cpu: Cpu, choose: Choose = lambda spec: None) -> tvm.transform.Pass:
     """The last of passes 3: kernel orders and islands -> calls of scheduled functions."""
     return tvm.transform.Sequential(
@@ -148,9 +162,14 @@ def schedule(cpu: Cpu, choose: Choose = lambda spec: None) -> tvm.transform.Pass
     )
 
 
-def lower(cpu: Cpu, choose: Choose = lambda spec: None) -> tvm.transform.Pass:
-    """Passes 3: QDQ (or float) -> calls of scheduled functions, with the knobs that `choose` knows for a spec."""
-    return tvm.transform.Sequential([place(), schedule(cpu, choose)])
+def lower(
+    cpu: Cpu, choose: Choose = lambda spec: None, tiles: tvm.transform.Pass | None = None
+) -> tvm.transform.Pass:
+    """Passes 3: QDQ (or float) -> calls of scheduled functions, with the knobs that `choose` knows for a spec.
+
+    `tiles` is what `tile` returns; without it all convolutions are direct.
+    """
+    return tvm.transform.Sequential([place(), *([tiles] if tiles else []), schedule(cpu, choose)])
 
 
 def lift_constants(counts: dict[str, int]) -> tvm.transform.Pass:

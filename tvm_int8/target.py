@@ -332,7 +332,8 @@ def _cpu_model(mcpu: str, isa: _Isa, amx: bool, threads: int, native: bool) -> C
     l1_kb, l2_kb = _CACHES_KB.get(mcpu, (32, 1024))
     l1_bytes = (cache_bytes(1) if native else None) or l1_kb << 10
     l2_bytes = (cache_bytes(2) if native else None) or l2_kb << 10
-    return Cpu(mcpu, isa.dot, isa.vector_bits, isa.vector_registers, l1_bytes, l2_bytes, threads, amx)
+    words = 1.0 if mcpu.startswith("znver") else 2.0
+    return Cpu(mcpu, isa.dot, isa.vector_bits, isa.vector_registers, l1_bytes, l2_bytes, threads, amx, words)
 
 
 def _isa(features: Iterable[str]) -> _Isa | None:

@@ -45,6 +45,11 @@ class WinogradQuantizer:
     correction: np.ndarray | None = None
     loss_db: float = 0.0
 
+    def __str__(self) -> str:
+        rows, columns = self.tile
+        wide = f", {len(self.wide)} of {len(self.output_scale)} positions in 16 bits" if self.wide else ""
+        return f"Winograd {rows}x{columns}{wide}: {self.loss_db:+.1f} dB"
+
 
 def quantize_transformed(
     weight: np.ndarray,

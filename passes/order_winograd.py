@@ -1,0 +1,128 @@
+"""OrderWinograd: convolutions that are faster by tiles become orders of Winograd convolutions.
+
+    tvm_int8.kernel(q, w, bias; Conv2d 3x3)  ->  tvm_int8.kernel(q, transformed weights, scales, bias; WinogradConv2d)
+
+For integers what can be ordered is what has been calibrated: `WinogradQuantizer`s by layer.  float32 can take any tile.
+
+Requires   AssignLayouts.
+Ensures    function attribute `winograd` says of every convolution that was looked at what became of it, and why.
+Method     Shen et al. 2018; Li et al. 2021 (LoWino).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvm_int8 import winograd
+from tvm_int8.kernel_op import constants_of, inputs_of, is_kernel, kernel_call, spec_of, stored_of, tensor_of
+from tvm_int8.quantization.winograd_quantizer import WinogradQuantizer
+from tvm_int8.specs import LANES, Conv2d, Operand, WinogradConv2d
+
+from .dataflow import Rebuilder, rebuild
+from .expressions import Expr
+
+Candidates = Mapping[str, Sequence[WinogradQuantizer]]
+Fastest = Callable[[Sequence[Conv2d]], int]
+NOTES = "winograd"
+FLOAT_TILES = ((4, 4), (2, 2))
+
+
+@tvm.transform.module_pass(opt_level=0, name="OrderWinograd")
+class OrderWinograd:
+    """Order by tiles what `fastest` finds faster so.
+
+    Parameters
+    ----------
+    candidates : layer -> quantisers
+        Of convolutions of integers; those without are direct.
+    fastest : callable
+        Takes the orders that compute the same layer, the direct one first; returns the index of one.
+    """
+
+    def __init__(self, candidates: Candidates, fastest: Fastest):
+        self.candidates, self.fastest = candidates, fastest
+
+    def transform_module(self, mod: tvm.IRModule, _ctx) -> tvm.IRModule:
+        """Return the module with other orders."""
+        notes: dict[str, str] = {}
+
+        def rewrite(binding, value: Expr, _new: Rebuilder) -> Expr | None:
+            if not is_kernel(value) or not can_be_tiled(spec_of(value)):
+                return None
+            return self._chosen(value, notes)
+
+        out = rebuild(mod, rewrite)
+        return out.with_attr(f"tvm_int8.{NOTES}", notes)
+
+    def _chosen(self, call: relax.Call, notes: dict[str, str]) -> Expr | None:
+        spec = spec_of(call)
+        constants = dict(constants_of(call))
+        if spec.inputs[0].dtype == "float32":
+            orders = [winograd_spec(spec, tile) for tile in FLOAT_TILES]
+            index = self.fastest([spec, *orders]) - 1
+            return None if index < 0 else _float_order(call, orders[index], constants["weight"])
+        shape = constants["weight"].shape[:2]
+        found = [q for q in self.candidates.get(spec.layer, ()) if _fits(q, shape)]
+        if not found:
+            return None
+        orders = [winograd_spec(spec, q.tile, q.wide) for q in found]
+        index = self.fastest([spec, *orders]) - 1
+        notes[spec.layer] = "direct: faster here" if index < 0 else str(found[index])
+        return None if index < 0 else _integer_order(call, orders[index], found[index], constants)
+
+
+def can_be_tiled(spec) -> bool:
+    """Whether a kernel is a convolution that Winograd's algorithm computes, on packed data."""
+    return (
+        type(spec) is Conv2d
+        and (spec.kernel, spec.strides, spec.dilation) == ((3, 3), (1, 1), (1, 1))
+        and spec.groups == 1
+        and not spec.transposed
+        and spec.pad_value is not None
+        and spec.inputs[0].block == spec.result.block == LANES
+        and min(spec.result.shape[2:]) > 1
+    )
+
+
+def winograd_spec(spec: Conv2d, tile: tuple[int, int], wide: Sequence[int] = ()) -> WinogradConv2d:
+    """The order of the same layer by tiles."""
+    operands = tuple(Operand("acc") if o.kind == "acc" else o for o in spec.program.operands)
+    values = {field.name: getattr(spec, field.name) for field in fields(Conv2d)}
+    values["program"] = replace(spec.program, operands=operands)
+    return WinogradConv2d(**values, tile=tile, wide=tuple(wide))
+
+
+def _fits(quantizer: WinogradQuantizer, shape: tuple[int, int]) -> bool:
+    return any(weight.shape[1:] == shape for weight in (quantizer.weight, quantizer.wide_weight) if len(weight))
+
+
+def _float_order(call: relax.Call, spec: WinogradConv2d, weight: np.ndarray) -> relax.Call:
+    transformed = winograd.transformed_weight(weight, spec.tile).astype(np.float32)
+    kept = [(role, array) for role, array in constants_of(call) if role != "weight"]
+    return _ordered(call, spec, [("weight", transformed), *kept])
+
+
+def _integer_order(call: relax.Call, spec: WinogradConv2d, quantizer: WinogradQuantizer, constants) -> relax.Call:
+    """The data's zero point, which was in the bias, is subtracted from the data themselves."""
+    bias = constants["bias"].astype(np.float64) + spec.pad_value * constants["weight"].sum((1, 2, 3), dtype=np.int64)
+    if quantizer.correction is not None:
+        bias = bias + quantizer.correction
+    channels = [(role, array) for role, array in constants_of(call) if role == "channel"]
+    own = [
+        ("weight", quantizer.weight),
+        ("wide_weight", quantizer.wide_weight),
+        ("input_scale", quantizer.input_scale),
+        ("output_scale", quantizer.output_scale),
+        ("bias", bias.astype(np.float32)),
+    ]
+    return _ordered(call, spec, [*own, *channels])
+
+
+def _ordered(call: relax.Call, spec: WinogradConv2d, constants) -> relax.Call:
+    shape = spec.result.physical_shape
+    return kernel_call(spec, inputs_of(call), constants, tensor_of(call), shape, stored_of(call))

@@ -1,0 +1,75 @@
+"""How long a convolution takes by one algorithm or another, by a model of the CPU: what chooses between them.
+
+The unit is one vector instruction on one of the ports that multiply: a `vpdpbusd`, an `fma`, a shuffle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from tvm_int8 import winograd
+from tvm_int8.specs import LANES, Conv2d, WinogradConv2d
+
+from .cpu import Cpu
+from .winograd_knobs import FAR_BYTES, tile_counts
+
+STEP = {"avx512vnni": 1.0, "avxvnni": 2.0, "avx512bw": 5.0, "avx2": 10.0}
+"""Instructions that multiply four channels of u8 by s8, for sixteen output channels."""
+WORD_STEP = {"avx512bw": 4.0, "avx2": 8.0}
+"""The same for s16 by s16, without VNNI."""
+EPILOGUE = 6.0
+"""Of a vector of results."""
+GROUP_START = 5.0
+"""Of sums: begun and put away, per vector."""
+DATA = {2: 1.8, 4: 2.75}
+RESULT = {2: 1.9, 4: 2.3}
+"""Transforms of one axis by its outputs: their product over both axes per position and vector of sixteen channels."""
+FLOAT_DATA = 2.0
+"""How much longer data take in float32, sixteen lanes instead of 32."""
+
+
+def time_of(spec: Conv2d, cpu: Cpu) -> float:
+    """Instructions of a convolution of stride 1, `Conv2d` or `WinogradConv2d`."""
+    return _winograd(spec, cpu) if isinstance(spec, WinogradConv2d) else _direct(spec, cpu)
+
+
+def _direct(spec: Conv2d, cpu: Cpu) -> float:
+    n, _, height, width = spec.result.shape
+    vectors = n * height * width * spec.result.channel_blocks
+    channels = spec.inputs[0].channel_blocks * LANES // spec.groups
+    taps = spec.kernel[0] * spec.kernel[1]
+    integer = spec.inputs[0].dtype == "uint8"
+    step = STEP[cpu.dot] / 4 if integer else 512 / cpu.vector_bits
+    size = taps * channels * spec.result.channel_blocks * LANES * (1 if integer else 4)
+    return vectors * (taps * channels * step + EPILOGUE) + _reading(size, cpu, 1)
+
+
+def _winograd(spec: WinogradConv2d, cpu: Cpu) -> float:
+    n, _, height, width = spec.result.shape
+    rows, columns = tile_counts(spec)
+    tiles, positions = n * rows * columns, winograd.positions(spec.tile)
+    in_blocks, out_blocks = spec.inputs[0].channel_blocks, spec.result.channel_blocks
+    integer, halves = spec.inputs[0].dtype == "uint8", 512 / cpu.vector_bits
+    step = STEP[cpu.dot] / 4 if integer else halves
+    word_step = WORD_STEP.get(cpu.dot, 2 * STEP[cpu.dot] * cpu.word_instructions) / 4
+    wide = len(spec.wide)
+    products = in_blocks * LANES * ((positions - wide) * step + wide * word_step) + positions * GROUP_START
+    data, result = (math.prod(cost[outputs] for outputs in spec.tile) for cost in (DATA, RESULT))
+    transforms = positions * halves * (in_blocks * data * (1 if integer else FLOAT_DATA) + out_blocks * result)
+    size = (positions + wide) * in_blocks * out_blocks * LANES**2 * (1 if integer else 4)
+    epilogue = n * height * width * out_blocks * EPILOGUE
+    return tiles * (products * out_blocks + transforms) + epilogue + _reading(size, cpu, 1)
+
+
+def _reading(weight_bytes: int, cpu: Cpu, times: int) -> float:
+    """What it costs to read weights, `times` times, as far as L2 does not keep them."""
+    beyond = max(0.0, weight_bytes - cpu.l2_bytes / 2)
+    return times * beyond / FAR_BYTES
+
+
+def fastest(specs: Sequence[Conv2d], cpu: Cpu) -> int:
+    """Index of the algorithm that takes least time."""
+    return int(np.argmin([time_of(spec, cpu) for spec in specs]))
