@@ -26,6 +26,7 @@ from tvm_int8.quantization.channel_scales import Reader, channel_scales
 from tvm_int8.quantization.few_bits import MOST_BITS, quantize_few_bits
 from tvm_int8.quantization.scale_zero_point import scale_zero_point
 from tvm_int8.quantization.weights import quantize_weight
+from tvm_int8.quantization.winograd_quantizer import WinogradQuantizer
 
 from .byte_images import Pixels, pixels_of, reads_pixels
 from .byte_inputs import is_byte_image
@@ -115,11 +116,20 @@ class WeightQuantizer:
 
 @dataclass
 class Quantizers:
-    """Of a whole network: activations by tensor, weights by convolution, and the images whose bytes are read."""
+    """Of a whole network.
+
+    Parameters
+    ----------
+    activations : by tensor
+    weights : by convolution
+    pixels : the images whose bytes are read, by tensor
+    winograd : by convolution, the ways to compute it by tiles
+    """
 
     activations: dict[str, ActivationQuantizer] = field(default_factory=dict)
     weights: dict[str, WeightQuantizer] = field(default_factory=dict)
     pixels: dict[str, Pixels] = field(default_factory=dict)
+    winograd: dict[str, tuple[WinogradQuantizer, ...]] = field(default_factory=dict)
 
     def divisor(self, call: relax.Call) -> np.ndarray | None:
         """What the channels of a convolution's data are divided by before it multiplies them, [C]; None for nothing."""
