@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-_OPTIONS = ("method", "exclude", "min_sqnr_db", "max_slowdown")
+_OPTIONS = ("method", "exclude", "min_sqnr_db", "max_slowdown", "winograd")
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add them to a command."""
-    from .config import PRESETS
+    from .config import PRESETS, WINOGRAD
     from .quantization.calibrators import calibrator_names
 
     parser.add_argument("--preset", choices=tuple(PRESETS), help="all options of quantisation at once")
@@ -24,6 +24,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-slowdown", type=float, metavar="SHARE", help="leave layers in FP32 for up to this share more time"
     )
+    parser.add_argument("--winograd", choices=WINOGRAD, help="3x3 convolutions by transformed tiles")
 
 
 def given_options(options: argparse.Namespace) -> dict[str, Any]:

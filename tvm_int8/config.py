@@ -19,6 +19,7 @@ ACTIVATION_DTYPES = ("uint8",)
 WEIGHT_BITS = (8, 7)
 WEIGHT_CLIPPINGS = ("none", "mse")
 ROUNDINGS = ("nearest", "sums", "learned")
+WINOGRAD = ("auto", "off", "always")
 _SWITCHES = (
     "per_channel_weights",
     "per_channel_activations",
@@ -112,6 +113,13 @@ class QuantizationConfig:
         Layers in FP32, those that cost most accuracy first, until the outputs have this signal-to-quantisation-noise
         ratio in dB. None: all in INT8 that can be.
 
+    winograd : str
+        3x3 convolutions by transformed tiles. ``"auto"``: where that is expected to be faster; ``"off"``: nowhere;
+        ``"always"``: wherever it can be, with 8 bits throughout if that is faster, whatever it costs in accuracy.
+    winograd_max_loss_db : float
+        What such a layer may lose of its signal-to-quantisation-noise ratio in dB, with ``winograd="auto"``: so many
+        products of 8 bits are among those of 16, which lose nothing. May be negative.
+
     Raises
     ------
     ConfigError
@@ -147,6 +155,8 @@ class QuantizationConfig:
     range_search: bool = False
     max_slowdown: float = 0.0
     min_sqnr_db: float | None = None
+    winograd: str = "auto"
+    winograd_max_loss_db: float = 1.0
 
     def __new__(cls, *args: Any, **options: Any) -> QuantizationConfig:
         """Refuse unknown options with the list of known ones, before the dataclass's TypeError does."""
@@ -162,6 +172,8 @@ class QuantizationConfig:
         check_choice("weight_bits", self.weight_bits, WEIGHT_BITS)
         check_choice("weight_clipping", self.weight_clipping, WEIGHT_CLIPPINGS)
         check_choice("rounding", self.rounding, ROUNDINGS)
+        check_choice("winograd", self.winograd, WINOGRAD)
+        check_number("winograd_max_loss_db", self.winograd_max_loss_db, math.isfinite, "a finite number of decibels")
         check_choice("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
         for option in _SWITCHES:
             check_bool(option, getattr(self, option))

@@ -15,6 +15,7 @@ from tvm_int8.quantization.calibration_table import CalibrationTable, TensorRang
 from tvm_int8.quantization.calibrators import Calibrator, Score, make_calibrator
 from tvm_int8.quantization.observers import ChannelObserver, HistogramObserver, MinMaxObserver
 from tvm_int8.quantization.scale_zero_point import covering_zero
+from tvm_int8.quantization.transformed_statistics import TransformedObserver
 
 Run = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
 
@@ -30,6 +31,7 @@ def collect(
     channel_points: Collection[str] = (),
     layers: Mapping[str, str] | None = None,
     scores: Mapping[str, Score] | None = None,
+    tiled: Mapping[str, Sequence[tuple[int, int, int, int]]] | None = None,
 ) -> CalibrationTable:
     """Run the float network over all batches and choose a range for every quantisation point.
 
@@ -54,6 +56,8 @@ def collect(
     scores : mapping of str to callable, optional
         What a range ``(low, high)`` of a point costs where it is read, for the method "auto"; it is called after the
         sweep. By default the error that the point's histogram predicts.
+    tiled : mapping of str to sequence of (top, left, bottom, right), optional
+        Tensors, points or not, that convolutions with these paddings may transform: looked at as such, too.
 
     Returns
     -------
@@ -69,6 +73,7 @@ def collect(
     calibrators = {name: make_calibrator(config, config.method_of(name, layers.get(name, ""))) for name in points}
     observers = {name: _observer(calibrators[name], name, keep_histograms) for name in points}
     channels = {name: ChannelObserver() for name in channel_points}
+    tiles = {name: TransformedObserver(paddings) for name, paddings in (tiled or {}).items()}
     total = operator.length_hint(batches, 0) or None
     seen = 0
     # disable=None is tqdm's own rule: no bar unless it writes to a terminal.
@@ -77,6 +82,8 @@ def collect(
         _observe(tensors, observers, seen)
         for name, channel_observer in channels.items():
             channel_observer.update(tensors[name])
+        for name, tile_observer in tiles.items():
+            tile_observer.update(tensors[name])
         seen += 1
     if seen == 0:
         action = "pass at least one batch; a generator can be iterated only once"
@@ -87,7 +94,7 @@ def collect(
         histogram = observer.histogram() if keep_histograms else None
         statistics = channels[name].statistics() if name in channels else None
         ranges[name] = replace(found, histogram=histogram, channels=statistics)
-    return CalibrationTable(ranges)
+    return CalibrationTable(ranges, {name: tile_observer.statistics() for name, tile_observer in tiles.items()})
 
 
 def _observer(calibrator: Calibrator, name: str, keep_histograms: bool) -> MinMaxObserver:

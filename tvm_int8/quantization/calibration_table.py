@@ -17,6 +17,7 @@ from tvm_int8.atomic_file import write_atomically
 from tvm_int8.errors import CalibrationError
 from tvm_int8.quantization.observers import ChannelStatistics, Histogram
 from tvm_int8.quantization.scale_zero_point import scale_zero_point
+from tvm_int8.quantization.transformed_statistics import TransformedStatistics
 
 FORMAT = "tvm_int8 calibration table"
 VERSION = 1
@@ -75,6 +76,8 @@ class CalibrationTable(Mapping[str, TensorRange]):
     ----------
     ranges : mapping
         `TensorRange` by tensor name.
+    transformed : mapping, optional
+        `TransformedStatistics` by the name of a tensor that a convolution may transform: its attribute `transformed`.
 
     Raises
     ------
@@ -88,11 +91,14 @@ class CalibrationTable(Mapping[str, TensorRange]):
     (np.float32(0.007843138), 128)
     """
 
-    def __init__(self, ranges: Mapping[str, TensorRange]):
+    def __init__(
+        self, ranges: Mapping[str, TensorRange], transformed: Mapping[str, TransformedStatistics] | None = None
+    ):
         _check_ranges(ranges, "calibration table")
         self._ranges = {
             name: replace(r, low=float(r.low), high=float(r.high), batches=int(r.batches)) for name, r in ranges.items()
         }
+        self.transformed = dict(transformed or {})
 
     def __getitem__(self, name: str) -> TensorRange:
         """Return the range of a tensor; KeyError when there is none."""
@@ -207,13 +213,17 @@ class CalibrationTable(Mapping[str, TensorRange]):
         tensors = _check_document(document, where)
         ranges = {name: _range_from_json(entry, f"{where}, tensor {name!r}") for name, entry in tensors.items()}
         _check_ranges(ranges, where)
-        return cls(ranges)
+        return cls(ranges, _transformed_from_json(document.get("transformed", {}), where))
 
     def _to_json(self) -> str:
         header = {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint}
         lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in header.items()]
         tensors = ",\n".join(f"{json.dumps(name)}: {_range_to_json(r)}" for name, r in self.items())
-        return "{\n" + ",\n".join(lines) + ',\n"tensors": {\n' + tensors + "\n}\n}\n"
+        found = {name: json.dumps(seen.to_dict(), separators=(",", ":")) for name, seen in self.transformed.items()}
+        transformed = ",\n".join(f"{json.dumps(name)}: {text}" for name, text in found.items())
+        parts = {"tensors": tensors, "transformed": transformed} if found else {"tensors": tensors}
+        lines += [f'"{key}": {{\n{entries}\n}}' for key, entries in parts.items()]
+        return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _fingerprint(names: Iterable[str]) -> str:
@@ -259,6 +269,19 @@ def _check_document(document: Any, where: str) -> Mapping[str, Any]:
         found = f"fingerprint {document.get('fingerprint')!r}, but tensor names that give {_fingerprint(tensors)!r}"
         raise CalibrationError(where, found, "the names it was saved with: tensors were added or lost", _RECALIBRATE)
     return tensors
+
+
+def _transformed_from_json(entries: Any, where: str) -> dict[str, TransformedStatistics]:
+    if not isinstance(entries, dict):
+        raise CalibrationError(where, '"transformed" is no object', "statistics by tensor name", _RECALIBRATE)
+    found = {}
+    for name, entry in entries.items():
+        try:
+            found[name] = TransformedStatistics.from_dict(entry)
+        except (KeyError, TypeError, ValueError) as error:
+            tensor, expected = f"{where}, transformed tensor {name!r}", "statistics by position and channel"
+            raise CalibrationError(tensor, f"an entry that does not fit ({error})", expected, _RECALIBRATE) from error
+    return found
 
 
 def _range_to_json(r: TensorRange) -> str:

@@ -23,6 +23,7 @@ from tvm_int8.quantization.range_search import search_ranges
 from tvm_int8.quantization.ranges import Reference, find_ranges
 from tvm_int8.quantization.sensitivity import Sensitivity, excluding, restricted
 from tvm_int8.quantization.simulated_network import SimulatedNetwork
+from tvm_int8.quantization.winograd_choice import choose_winograd
 
 LEARNING_INPUTS = 64
 """Inputs that weights are rounded for, and on which, time permitting, ranges and layers are compared."""
@@ -91,6 +92,7 @@ def quantize_network(
     if config.rounding == "learned":
         corrects = config.bias_correction != "none"
         quantizers = learn_weights(mod, quantizers, reference.network, reference.batches, corrects, progress)
+    quantizers = replace(quantizers, winograd=choose_winograd(flow, quantizers, table, config))
     quantized = Quantization(mod, config, table, quantizers, reference, network)
     floats = _layers_in_float(quantized, progress)
     return quantized.without(floats) if floats else quantized

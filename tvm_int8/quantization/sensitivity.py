@@ -137,6 +137,7 @@ def restricted(
         {name: q for name, q in quantizers.activations.items() if name in rounded},
         {name: q for name, q in quantizers.weights.items() if name in computing},
         {name: p for name, p in quantizers.pixels.items() if name in rounded},
+        {name: tiled for name, tiled in quantizers.winograd.items() if name in computing},
     )
 
 

@@ -1,0 +1,116 @@
+"""In which ways the 3x3 convolutions of a quantised network may be computed by tiles.
+
+A transformed tile has 36 positions, for 16 outputs.  With all of them in 16 bits a layer needs half of the direct
+convolution's multiplications, counted in INT8, and is more accurate than that, because its weights are not rounded to
+8 bits.  Positions in 8 bits take half as long and cost accuracy, some next to none: as many are narrow as a limit of
+the loss allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+from tvm import relax
+
+from tvm_int8 import winograd
+from tvm_int8.config import QuantizationConfig
+from tvm_int8.passes.dataflow import Dataflow
+from tvm_int8.passes.expressions import const_value, op_name
+from tvm_int8.passes.quantizers import ActivationQuantizer, Quantizers, WeightQuantizer
+from tvm_int8.quantization.calibration_table import CalibrationTable
+from tvm_int8.quantization.transformed_statistics import TILE, TransformedStatistics
+from tvm_int8.quantization.winograd_noise import data_ranges, predict_noise
+from tvm_int8.quantization.winograd_quantizer import WinogradQuantizer, quantize_transformed
+
+FEWEST_CHANNELS = 16
+"""Of data and results: fewer leave transforms more to do than the products they save."""
+_ALL = tuple(range(winograd.positions(TILE)))
+
+
+def can_be_tiled(call: relax.Call) -> bool:
+    """Whether a convolution of the float network is one that Winograd's algorithm pays for."""
+    if op_name(call) != "nn.conv2d":
+        return False
+    attrs, weight = call.attrs, const_value(call.args[1])
+    ones = all(int(v) == 1 for v in (*attrs.strides, *attrs.dilation, attrs.groups))
+    return ones and weight.shape[2:] == (3, 3) and min(weight.shape[:2]) >= FEWEST_CHANNELS
+
+
+def tiled_reads(calls: Iterable[relax.Call]) -> dict[str, list[tuple[int, int, int, int]]]:
+    """What such convolutions read: tensor -> their paddings."""
+    found: dict[str, list[tuple[int, int, int, int]]] = {}
+    for call in filter(can_be_tiled, calls):
+        top, left, bottom, right = (int(pad) for pad in call.attrs.padding)
+        found.setdefault(call.args[0].name, []).append((top, left, bottom, right))
+    return found
+
+
+def choose_winograd(
+    flow: Dataflow, quantizers: Quantizers, table: CalibrationTable, config: QuantizationConfig
+) -> dict[str, tuple[WinogradQuantizer, ...]]:
+    """Make the quantisers of all convolutions that may be computed by tiles.
+
+    Parameters
+    ----------
+    flow : Dataflow
+        Of the canonical float module.
+    quantizers : Quantizers
+        Of that module.
+    table : CalibrationTable
+        Without statistics of transformed data, all positions have 16 bits.
+    config : QuantizationConfig
+
+    Returns
+    -------
+    dict
+        Convolution -> one with every position in 16 bits; one with as few of these as `winograd_max_loss_db` allows,
+        if that is not all; with ``winograd="always"``, one with none. Empty with ``winograd="off"``.
+    """
+    if config.winograd == "off":
+        return {}
+    found = {}
+    for binding in flow.bindings:
+        weight, call = quantizers.weights.get(binding.var.name), binding.value
+        data = None if weight is None else quantizers.activations.get(call.args[0].name)
+        if weight is None or data is None or not can_be_tiled(call):
+            continue
+        if weight.bits >= 7 and data.bits == 8 and np.ptp(data.zero_point) == 0:
+            narrow = config.weight_bits == 8  # of 7, kernels may add two products in 16 bits
+            seen = table.transformed.get(call.args[0].name) if narrow else None
+            found[binding.var.name] = _candidates(weight, data, quantizers.divisor(call), seen, config)
+    return found
+
+
+def _candidates(
+    weight: WeightQuantizer,
+    data: ActivationQuantizer,
+    divisor: np.ndarray | None,
+    seen: TransformedStatistics | None,
+    config: QuantizationConfig,
+) -> tuple[WinogradQuantizer, ...]:
+    outputs, channels = weight.exact.shape[:2]
+    scale = np.broadcast_to(weight.scale.reshape(-1), outputs).astype(np.float64)
+    exact = weight.exact.astype(np.float64) / scale[:, None, None, None]
+    step = float(data.scale) if divisor is None else data.step
+    zero_point = int(np.ravel(data.zero_point)[0])
+    low, high = data.limits
+    ends = low - zero_point, high - zero_point
+    # The bias of the direct convolution has the mean error of int8 weights taken out of it.
+    correction = None if weight.correction is None else -weight.correction.reshape(-1) / (scale * step)
+    if seen is None:
+        ranges = np.ones((len(_ALL), channels))  # nothing is narrow
+        return (replace(quantize_transformed(exact, TILE, _ALL, ranges, ends), correction=correction),)
+    seen = seen.divided(step * (np.ones(channels) if divisor is None else divisor))
+    ranges = data_ranges(seen, TILE, ends)
+    noise = predict_noise(exact, weight.values - exact, scale, seen, TILE, ranges)
+    choices = {_ALL: None, noise.fewest_wide(config.winograd_max_loss_db): None}
+    if config.winograd == "always":
+        choices[()] = None
+    return tuple(
+        replace(
+            quantize_transformed(exact, TILE, wide, ranges, ends), correction=correction, loss_db=noise.loss_db(wide)
+        )
+        for wide in choices
+    )
