@@ -27,6 +27,7 @@ from tvm_int8.quantization.data_free import (
     warn_data_free,
 )
 from tvm_int8.quantization.float_network import FloatNetwork
+from tvm_int8.quantization.winograd_choice import tiled_reads
 
 SYNTHETIC_BATCHES = 8
 KEPT_BYTES = 256 << 20
@@ -143,7 +144,7 @@ def observe_ranges(
 ) -> CalibrationTable:
     """The table of a canonical float module on calibration data."""
     plan = plan_quantization(Dataflow(mod), config)
-    network = LazyNetwork(mod, [var.name for var in plan.points()])
+    network = LazyNetwork(mod, list(dict.fromkeys([*(var.name for var in plan.points()), *_tiled(plan, config)])))
     return _collect(network, CalibrationBatches(data, input_specs(mod)), plan, config, progress, 4, keep_histograms)
 
 
@@ -171,7 +172,15 @@ def _collect(
         keep_histograms=keep_histograms,
         channel_points=plan.channel_points(),
         layers=layers,
+        tiled=_tiled(plan, config),
     )
+
+
+def _tiled(plan: QuantizationPlan, config: QuantizationConfig) -> dict[str, list[tuple[int, int, int, int]]]:
+    """What convolutions in INT8 may transform, and their paddings."""
+    if config.winograd == "off":
+        return {}
+    return tiled_reads(unit.group.anchor.value for unit in plan.units if unit.kind == "compute")
 
 
 def _is_table(calibration: Any) -> bool:
