@@ -37,7 +37,7 @@ from .rule import Constants, Rule, pad_channels
 from .value_range import fits_int32, winograd_accumulator_range
 from .vector import KernelBuilder, Registers, branch, convert, let, load, prefetch, scratch, store
 from .winograd_knobs import Blocking, knob_space
-from .winograd_transforms import PAIR, Floats, Products, Words, load_pair, multiply_high, narrowed, twice
+from .winograd_transforms import PAIR, Floats, Products, Words, load_pair, twice
 
 CACHE_LINE = 64
 
@@ -207,23 +207,19 @@ class _Builder:
                 [load_pair(self.source, *(s + at for s in sources), shift, self.spec.pad_value) for at in column]
                 for column in self._offsets()
             ]
-            values = self._transformed(columns, Words)
+            words = Words(self.cpu)
+            values = self._transformed(columns, words)
             place = T.Bind((channel_block * tiles + pair * 2) * LANES)
             stride = self.in_blocks * tiles * LANES
             for slot, position in enumerate(self.wide):
                 store(transformed["wide"], place + slot * stride, values[position], PAIR)
-            self._emit_narrow(transformed["narrow"], values, channel_block, place, stride)
-
-    def _emit_narrow(self, target, values, channel_block, place, stride: int) -> None:
-        rounded = []
-        for slot, position in enumerate(self.narrow):
-            index = (slot * self.in_blocks + channel_block) * LANES
-            scale = twice(load(self.packed["input_scale"], index))
-            rounded.append(let(multiply_high(values[position], scale)))
-        for slot in range(0, len(rounded), 2):
-            both = narrowed(rounded[slot], rounded[min(slot + 1, len(rounded) - 1)])
-            for i, value in enumerate(both[: len(rounded) - slot]):
-                store(target, place + (slot + i) * stride, value, PAIR)
+            rounded = []
+            for slot, position in enumerate(self.narrow):
+                index = (slot * self.in_blocks + channel_block) * LANES
+                scale = twice(load(self.packed["input_scale"], index))
+                rounded.append(words.multiply_high(values[position], scale))
+            for slot, value in enumerate(words.narrowed(rounded)):
+                store(transformed["narrow"], place + slot * stride, value, PAIR)
 
     def _emit_float_data(self, transformed) -> None:
         tiles = self.blocking.padded_tiles
@@ -315,9 +311,7 @@ class _Builder:
 
             ops = Products if self.integer else Floats
             columns = [
-                winograd.transform_result(
-                    m_rows, [term(y * (m_columns + 2) + x) for y in range(m_rows + 2)], ops
-                )
+                winograd.transform_result(m_rows, [term(y * (m_columns + 2) + x) for y in range(m_rows + 2)], ops)
                 for x in range(m_columns + 2)
             ]
             values = [winograd.transform_result(m_columns, [c[y] for c in columns], Floats) for y in range(m_rows)]

@@ -89,8 +89,8 @@ class _Model:
         self.registers = cpu.vector_registers * cpu.vector_bits // 512
 
     def limit(self, oc_tile: int) -> int:
-        """Tiles that fit registers beside the weights and one data word."""
-        return (self.registers - 1 - oc_tile) // oc_tile
+        """Tiles that fit registers beside the weights and three data words; with two, LLVM spills an accumulator."""
+        return max(1, (self.registers - 3 - oc_tile) // oc_tile)
 
     def block_sizes(self) -> tuple[int, ...]:
         """Sizes that divide an image's tiles into blocks of about the same size."""

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tvm.tirx.script import builder as T
 
 from tvm_int8 import winograd
 from tvm_int8.specs import LANES
 
+from .cpu import Cpu
 from .lanes import half, joined, shuffle
 from .vector import const, convert, f32, fma, intrinsic, let, load
 
 PAIR = 2 * LANES
 """Lanes of an int16 vector: sixteen channels of two tiles."""
+_FLIPPED = -0x7F7F7F80  # 0x80 in every byte
 
 
 class Words:
     """Operations on int16x32."""
+
+    def __init__(self, cpu: Cpu):
+        self.cpu = cpu
 
     @staticmethod
     def add(a, b):
@@ -25,9 +32,24 @@ class Words:
     def sub(a, b):
         return let(a - b)
 
-    @staticmethod
-    def root(a):
-        return let(multiply_high(a, const(winograd.ROOT_Q15, "int16", PAIR)))
+    def root(self, a):
+        return self.multiply_high(a, const(winograd.ROOT_Q15, "int16", PAIR))
+
+    def multiply_high(self, a, b):
+        """The product of fractions of 2**15, rounded: `vpmulhrsw`."""
+        if self.cpu.vector_bits == 512:
+            return let(intrinsic("int16x32", "llvm.x86.avx512.pmul.hr.sw.512", a, b))
+        halves = [
+            intrinsic("int16x16", "llvm.x86.avx2.pmul.hr.sw", half(a, high), half(b, high)) for high in (False, True)
+        ]
+        return let(joined(halves))
+
+    def narrowed(self, values: Sequence) -> list:
+        """int16x32 -> uint8x32: saturated to int8, with 128 added."""
+        if self.cpu.vector_bits == 512:
+            pairs = [(values[i], values[min(i + 1, len(values) - 1)]) for i in range(0, len(values), 2)]
+            return [value for pair in pairs for value in _narrowed_pair(*pair)][: len(values)]
+        return [_narrowed_ymm(value) for value in values]
 
 
 class Floats:
@@ -78,11 +100,6 @@ def _fenced_product(a, number):
     return intrinsic("float32x16", "llvm.arithmetic.fence", a * f32(number))
 
 
-def multiply_high(a, b):
-    """`vpmulhrsw` of int16x32."""
-    return intrinsic("int16x32", "llvm.x86.avx512.pmul.hr.sw.512", a, b)
-
-
 def load_pair(buffer, first, second, shift: int, zero_point: int):
     """u8 of sixteen channels at two places, as int16x32, less the zero point, shifted to the left."""
     value = convert(joined([load(buffer, first), load(buffer, second)]), "int16", PAIR)
@@ -96,10 +113,16 @@ def twice(vector):
     return shuffle([vector, vector], range(PAIR))
 
 
-def narrowed(first, second):
-    """Two int16x32 -> two uint8x32: saturated to int8, with 128 added."""
+def _narrowed_pair(first, second) -> list:
     packed = T.reinterpret("int32x16", intrinsic("int8x64", "llvm.x86.avx512.packsswb.512", first, second))
-    flipped = T.bitwise_xor(packed, T.broadcast(T.int32(-0x7F7F7F80), 16))  # 0x80 in every byte
+    flipped = let(T.bitwise_xor(packed, T.broadcast(T.int32(_FLIPPED), 16)))
     # Quarter q holds eight bytes of `first`, then eight of `second`.
-    ordered = let(shuffle([let(flipped)], [4 * (i // 2 % 4) + 2 * (i // 8) + i % 2 for i in range(16)]))
+    ordered = let(shuffle([flipped], [4 * (i // 2 % 4) + 2 * (i // 8) + i % 2 for i in range(16)]))
     return [T.reinterpret(f"uint8x{PAIR}", half(ordered, high)) for high in (False, True)]
+
+
+def _narrowed_ymm(value):
+    packed = intrinsic("int8x32", "llvm.x86.avx2.packsswb", half(value, False), half(value, True))
+    flipped = let(T.bitwise_xor(T.reinterpret("int32x8", packed), T.broadcast(T.int32(_FLIPPED), 8)))
+    # Each half holds eight bytes of the first sixteen lanes, then eight of the others.
+    return T.reinterpret(f"uint8x{PAIR}", shuffle([flipped], [0, 1, 4, 5, 2, 3, 6, 7]))

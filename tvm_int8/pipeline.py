@@ -162,9 +162,7 @@ def schedule(cpu: Cpu, choose: Choose = lambda spec: None) -> tvm.transform.Pass
     )
 
 
-def lower(
-    cpu: Cpu, choose: Choose = lambda spec: None, tiles: tvm.transform.Pass | None = None
-) -> tvm.transform.Pass:
+def lower(cpu: Cpu, choose: Choose = lambda spec: None, tiles: tvm.transform.Pass | None = None) -> tvm.transform.Pass:
     """Passes 3: QDQ (or float) -> calls of scheduled functions, with the knobs that `choose` knows for a spec.
 
     `tiles` is what `tile` returns; without it all convolutions are direct.

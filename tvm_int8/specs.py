@@ -117,7 +117,18 @@ def _plain(value):
 def from_json(text: str) -> Spec:
     """The spec that `Spec.to_json` wrote."""
     values = json.loads(text)
-    kinds = (Conv2d, WinogradConv2d, Pool2d, Lrn, Elementwise, ChannelGather, Resize2d, DepthToSpace, ChannelsLast, Window2d)
+    kinds = (
+        Conv2d,
+        WinogradConv2d,
+        Pool2d,
+        Lrn,
+        Elementwise,
+        ChannelGather,
+        Resize2d,
+        DepthToSpace,
+        ChannelsLast,
+        Window2d,
+    )
     kind = {cls.__name__: cls for cls in kinds}[values.pop("kind")]
     known = {f.name for f in fields(kind)}
     assert set(values) <= known

@@ -191,8 +191,9 @@ def bounds(tile: tuple[int, int], low: int, high: int) -> np.ndarray:
             both = np.outer(row, column)
             positive, negative = both.clip(0).sum(), both.clip(max=0).sum()
             found.append(max(positive * high + negative * low, -(positive * low + negative * high)))
-    rounding = 8  # what roundings of the first axis may add, as the second amplifies them
-    return (np.ceil(np.array(found)) + (rounding if 4 in tile else 0)).astype(np.int64)
+    # what roundings of the first axis may add, as the second amplifies them, of shifted integers
+    rounding = 8 / (1 << shift(tile)) if 4 in tile else 0
+    return np.ceil(np.array(found) + rounding).astype(np.int64)
 
 
 def multiply_high(a: np.ndarray, b) -> np.ndarray:

@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from tests.schedules.kernel_testing import random_array
 from tvm_int8 import winograd
 from tvm_int8.schedules.rule import Constants
-from tvm_int8.specs import LANES, Operand, Output, Program, Tensor, WinogradConv2d
+from tvm_int8.specs import Operand, Output, Program, Tensor, WinogradConv2d
 
 RELU_U8 = Output("uint8", 0, 0, 255)
 

@@ -75,6 +75,15 @@ def integer_products(spec, data, constants) -> np.ndarray:
     return found
 
 
+def float_products(transformed: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """float32 sums of products, one channel after the other: [positions, N, O, ty, tx]."""
+    positions, n, channels, ty, tx = transformed.shape
+    found = np.zeros((positions, n, weight.shape[1], ty, tx), F32)
+    for c in range(channels):
+        found = arithmetic.fma(transformed[:, :, c, None], weight[:, None, :, c, None, None], found)
+    return found
+
+
 def accumulate(spec, data, constants) -> np.ndarray:
     """What the program starts from, float32 [N, O, H, W]."""
     rows, columns = spec.tile
@@ -82,7 +91,7 @@ def accumulate(spec, data, constants) -> np.ndarray:
     if data.dtype == np.float32:
         tiles = winograd.tiles_of(data, spec.tile, spec.padding, 0)
         transformed = winograd.transformed_data(tiles, spec.tile, _Floats)
-        products = np.einsum("pncyx,poc->pnoyx", transformed, constants.weight, optimize=True).astype(F32)
+        products = float_products(transformed, constants.weight)
         terms, first = list(products), _Floats
     else:
         products = integer_products(spec, data, constants).astype(F32)

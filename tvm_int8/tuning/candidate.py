@@ -13,7 +13,7 @@ and data where the layer before has just put them.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,16 @@ import tvm
 from tvm import relax, s_tir
 from tvm.script import tirx as T
 
+from tvm_int8 import winograd
 from tvm_int8.build import compile_planned
+from tvm_int8.quantization.winograd_quantizer import quantize_transformed
 from tvm_int8.reference import evaluate
 from tvm_int8.schedules import amx
 from tvm_int8.schedules.cpu import Cpu
 from tvm_int8.schedules.knobs import Choice, Knobs
 from tvm_int8.schedules.registry import deliver
 from tvm_int8.schedules.rule import Constants
-from tvm_int8.specs import Conv2d, Kernel, Tensor
+from tvm_int8.specs import Conv2d, Kernel, Tensor, WinogradConv2d
 
 from .record import Record
 from .workload import Workload
@@ -129,11 +131,24 @@ class Sample:
             data = rng.integers(-4, 5, workload.data).astype(np.float32)
             weight = rng.integers(-4, 5, workload.weight).astype(np.float32)
             constants = Constants(weight, rng.integers(-4, 5, channels).astype(np.float32))
+        if isinstance(spec, WinogradConv2d):
+            constants = _in_tiles(spec, constants)
         if with_result:
             out = evaluate(spec, [data], constants)
         else:
             out = np.zeros(spec.result.shape, spec.result.dtype)
         return Sample(spec, constants, _in_memory(data, spec.inputs[0]), _in_memory(out, spec.result))
+
+
+def _in_tiles(spec: WinogradConv2d, constants: Constants) -> Constants:
+    """The constants of a convolution as its Winograd form has them."""
+    weight, bias = constants.weight.astype(np.float64), constants.bias.astype(np.float32)
+    if constants.weight.dtype == np.float32:
+        return replace(constants, weight=winograd.transformed_weight(weight, spec.tile).astype(np.float32))
+    ends = -spec.pad_value, 255 - spec.pad_value
+    ranges = np.repeat(winograd.bounds(spec.tile, *ends)[:, None] / 2, spec.inputs[0].shape[1], 1)
+    q = quantize_transformed(weight, spec.tile, spec.wide, ranges, ends)
+    return Constants(q.weight, bias, constants.channels, None, q.wide_weight, q.input_scale, q.output_scale)
 
 
 def _in_memory(array: np.ndarray, tensor: Tensor) -> np.ndarray:

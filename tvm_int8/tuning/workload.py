@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tvm_int8.specs import LANES, Conv2d, Operand, Output, Program, Spec, Tensor
+from tvm_int8 import winograd
+from tvm_int8.specs import LANES, Conv2d, Operand, Output, Program, Spec, Tensor, WinogradConv2d
 
-OPS = ("conv2d", "depthwise_conv2d", "conv2d_transpose", "dense")
+OPS = ("conv2d", "winograd_conv2d", "depthwise_conv2d", "conv2d_transpose", "dense")
 _WEIGHT_DTYPES = {"uint8": "int8", "float32": "float32"}
 _OUT_DTYPES = ("uint8", "float32")
 _ZERO_POINT = 3  # of made-up data: padding is not zero
+_TILED = {"tile", "wide"}
 _SHORT = {"uint8": "u8", "int8": "s8", "float32": "f32"}
 
 
@@ -26,7 +28,7 @@ class Workload:
     Parameters
     ----------
     op : str
-        "conv2d", "depthwise_conv2d", "conv2d_transpose" or "dense"; follows from the rest, for readers.
+        One of `OPS`; follows from the rest, for readers.
     data, out : tuple of int
         Logical NCHW shapes; a dense layer is a 1x1 convolution of a 1x1 map.
     kernel, strides, dilation : tuple of int
@@ -40,6 +42,10 @@ class Workload:
         Data, weight, result.
     threads : int
         That the kernel runs on.
+    tile : tuple of int, optional
+        Rows and columns of outputs of a Winograd convolution's tile.
+    wide : int
+        Its positions in 16 bits.
     """
 
     op: str
@@ -53,6 +59,8 @@ class Workload:
     block: int
     dtypes: tuple[str, str, str]
     threads: int
+    tile: tuple[int, int] | None = None
+    wide: int = 0
 
     @staticmethod
     def of(spec: Spec, threads: int) -> Workload | None:
@@ -62,28 +70,29 @@ class Workload:
         data, out = spec.inputs[0], spec.result
         dtypes = (data.dtype, _WEIGHT_DTYPES[data.dtype], out.dtype)
         sizes = (spec.kernel, spec.strides, spec.padding, spec.dilation, spec.groups, data.block)
-        return Workload(_op_of(spec), data.shape, out.shape, *sizes, dtypes, threads)
+        tiled = (spec.tile, len(spec.wide)) if isinstance(spec, WinogradConv2d) else ()
+        return Workload(_op_of(spec), data.shape, out.shape, *sizes, dtypes, threads, *tiled)
 
     def spec(self) -> Conv2d:
         """Return an order for this workload with a plain epilogue: requantised for integers, as it is for float32."""
         integer = self.dtypes[0] == "uint8"
-        acc = Operand("acc", "int32" if integer else "float32")
+        acc = Operand("acc", "int32" if integer and self.tile is None else "float32")
         program = Program((acc, Operand("channel")), (("mul", "%0", "%1"),)) if integer else Program((acc,))
         output = Output("float32") if self.dtypes[2] == "float32" else Output("uint8", 0, 0, 255)
-        return Conv2d(
-            str(self),
-            (Tensor(self.data, self.dtypes[0], self.block),),
-            Tensor(self.out, self.dtypes[2]),
-            program,
-            output,
-            kernel=self.kernel,
-            strides=self.strides,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            pad_value=_ZERO_POINT if integer else 0,
-            transposed=self.op == "conv2d_transpose",
-        )
+        geometry: dict[str, Any] = {
+            "kernel": self.kernel,
+            "strides": self.strides,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+            "pad_value": _ZERO_POINT if integer else 0,
+            "transposed": self.op == "conv2d_transpose",
+        }
+        data, out = (Tensor(self.data, self.dtypes[0], self.block),), Tensor(self.out, self.dtypes[2])
+        if self.tile is None:
+            return Conv2d(str(self), data, out, program, output, **geometry)
+        wide = tuple(range(self.wide))  # which ones makes no difference to time
+        return WinogradConv2d(str(self), data, out, program, output, **geometry, tile=self.tile, wide=wide)
 
     @property
     def weight(self) -> tuple[int, int, int, int]:
@@ -93,7 +102,10 @@ class Workload:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+        fields = dataclasses.asdict(self)
+        if self.tile is None:
+            fields = {name: value for name, value in fields.items() if name not in _TILED}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Workload:
@@ -106,7 +118,7 @@ class Workload:
         """
         if not isinstance(fields, Mapping):
             raise ValueError("a workload is an object")
-        expected = {field.name for field in dataclasses.fields(cls)}
+        expected = {field.name for field in dataclasses.fields(cls)} - (set() if "tile" in fields else _TILED)
         if set(fields) != expected:
             wrong = sorted(set(fields) ^ expected)
             raise ValueError(f"fields of a workload missing or unknown: {', '.join(map(str, wrong))}")
@@ -115,6 +127,10 @@ class Workload:
         for name, length in lengths.items():
             if not _are_counts(values[name], length, least=0 if name == "padding" else 1):
                 raise ValueError(f"workload's {name} is {fields[name]!r}, expected {length} counts")
+        if "tile" in fields and not (_are_counts(values["tile"], 2, 1) and {*values["tile"]} <= {*winograd.OUTPUTS}):
+            raise ValueError(f"workload's tile is {fields['tile']!r}, expected two of {winograd.OUTPUTS}")
+        if "tile" in fields and not _are_counts((values["wide"],), 1, 0):
+            raise ValueError(f"workload's wide is {fields['wide']!r}, expected a count")
         for name in ("groups", "block", "threads"):
             if not _are_counts((values[name],), 1, 1):
                 raise ValueError(f"workload's {name} is {fields[name]!r}, expected a count")
@@ -150,7 +166,8 @@ class Workload:
 
     def __str__(self) -> str:
         shapes = "x".join(map(str, self.data)), "x".join(map(str, self.weight))
-        text = f"{self.op} {shapes[0]} * {shapes[1]}"
+        tile = "" if self.tile is None else f"_{self.tile[0]}x{self.tile[1]}" + (f"w{self.wide}" if self.wide else "")
+        text = f"{self.op}{tile} {shapes[0]} * {shapes[1]}"
         if self.strides != (1, 1):
             text += " /" + "x".join(map(str, self.strides))
         if any(self.padding):
@@ -163,6 +180,8 @@ class Workload:
 
 
 def _op_of(spec: Conv2d) -> str:
+    if isinstance(spec, WinogradConv2d):
+        return "winograd_conv2d"
     if spec.transposed:
         return "conv2d_transpose"
     if spec.depthwise:
