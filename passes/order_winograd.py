@@ -5,7 +5,7 @@
 For integers what can be ordered is what has been calibrated: `WinogradQuantizer`s by layer.  float32 can take any tile.
 
 Requires   AssignLayouts.
-Ensures    function attribute `winograd` says of every convolution that was looked at what became of it, and why.
+Ensures    module attribute `NOTES` says of every layer that could be tiled what became of it.
 Method     Shen et al. 2018; Li et al. 2021 (LoWino).
 """
 
@@ -23,12 +23,13 @@ from tvm_int8.kernel_op import constants_of, inputs_of, is_kernel, kernel_call, 
 from tvm_int8.quantization.winograd_quantizer import WinogradQuantizer
 from tvm_int8.specs import LANES, Conv2d, Operand, WinogradConv2d
 
-from .dataflow import Rebuilder, rebuild
+from .dataflow import Dataflow, Rebuilder, rebuild
 from .expressions import Expr
+from .order_kernels import layer_name
 
 Candidates = Mapping[str, Sequence[WinogradQuantizer]]
 Fastest = Callable[[Sequence[Conv2d]], int]
-NOTES = "winograd"
+NOTES = "tvm_int8.winograd"
 FLOAT_TILES = ((4, 4), (2, 2))
 
 
@@ -57,7 +58,7 @@ class OrderWinograd:
             return self._chosen(value, notes)
 
         out = rebuild(mod, rewrite)
-        return out.with_attr(f"tvm_int8.{NOTES}", notes)
+        return out.with_attr(NOTES, notes)
 
     def _chosen(self, call: relax.Call, notes: dict[str, str]) -> Expr | None:
         spec = spec_of(call)
@@ -74,6 +75,13 @@ class OrderWinograd:
         index = self.fastest([spec, *orders]) - 1
         notes[spec.layer] = "direct: faster here" if index < 0 else str(found[index])
         return None if index < 0 else _integer_order(call, orders[index], found[index], constants)
+
+
+def by_layer(flow: Dataflow, candidates: Candidates) -> dict[str, Sequence[WinogradQuantizer]]:
+    """Convolution -> quantisers as layer -> quantisers; names that several convolutions have are left out."""
+    names = [layer_name(flow, binding.var) for binding in flow.bindings if binding.var.name in candidates]
+    named = {layer_name(flow, b.var): candidates[b.var.name] for b in flow.bindings if b.var.name in candidates}
+    return {name: found for name, found in named.items() if names.count(name) == 1}
 
 
 def can_be_tiled(spec) -> bool:

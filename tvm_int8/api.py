@@ -20,6 +20,7 @@ from tvm_int8.memory import memory_of
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import op_name
 from tvm_int8.passes.float_reasons import float_reasons
+from tvm_int8.passes.order_winograd import by_layer
 from tvm_int8.passes.quantization_plan import plan_quantization
 from tvm_int8.passes.quantized_values import multiplies_integers
 from tvm_int8.quantization.calibration_table import CalibrationTable
@@ -28,6 +29,7 @@ from tvm_int8.quantization.quantize import Quantization, equalized, quantize_net
 from tvm_int8.quantization.ranges import observe_ranges
 from tvm_int8.quantized_model import QuantizedModel
 from tvm_int8.runtime import CompiledModule, load
+from tvm_int8.schedules.cpu import Cpu
 from tvm_int8.target import missing_features, parse_target
 from tvm_int8.tuning.lookup import SHIPPED, lookup
 
@@ -99,7 +101,8 @@ def compile(
         quantized = model
     else:
         quantized = _quantize(model, calibration, config, inputs, progress)
-    executable, rows, planned = lower_and_build(quantized.mod, resolved.tvm_target, resolved.cpu, choose)
+    tiles = _tiles(quantized, resolved.cpu)
+    executable, rows, planned = lower_and_build(quantized.mod, resolved.tvm_target, resolved.cpu, choose, tiles)
     memory = memory_of(planned, resolved.cpu.threads)
 
     def metadata(sqnr=None):
@@ -285,7 +288,16 @@ def quantize_for_measuring(
 
 def quantized_model(found: Quantization, notes: Mapping[str, Any]) -> QuantizedModel:
     """What `quantize` returns."""
-    return QuantizedModel(found.mod(), found.float_mod, found.config, found.table, notes, found.reference)
+    ways = by_layer(Dataflow(found.float_mod), found.quantizers.winograd)
+    return QuantizedModel(found.mod(), found.float_mod, found.config, found.table, notes, found.reference, ways)
+
+
+def _tiles(quantized: QuantizedModel, cpu: Cpu) -> tvm.transform.Pass | None:
+    """What puts convolutions into the Winograd domain; None where the options want none there."""
+    config = quantized.config
+    if config is None:
+        return pipeline.tile({}, cpu)
+    return None if config.winograd == "off" else pipeline.tile(quantized.winograd, cpu, config.winograd == "always")
 
 
 def _refuse_to_quantize_again(calibration: Any, quantization: Any, inputs: Inputs) -> None:

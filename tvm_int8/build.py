@@ -12,6 +12,7 @@ from tvm_int8.code_generation import TENSOR_IR
 from tvm_int8.errors import TvmInt8Error
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import shape_of
+from tvm_int8.passes.order_winograd import NOTES
 from tvm_int8.passes.schedule_kernels import Choose
 from tvm_int8.schedules.cpu import Cpu
 
@@ -65,6 +66,7 @@ def kernel_rows(lowered: tvm.IRModule) -> list[dict]:
         json.loads(lowered.attrs["tvm_int8.kernels"]) if lowered.attrs and "tvm_int8.kernels" in lowered.attrs else {}
     )
     names = dict(lowered["main"].attrs["layer_names"]) if "layer_names" in lowered["main"].attrs else {}
+    notes = dict(lowered.attrs[NOTES]) if lowered.attrs and NOTES in lowered.attrs else {}
     rows = []
     for binding in Dataflow(lowered).bindings:
         call = binding.value
@@ -74,7 +76,7 @@ def kernel_rows(lowered: tvm.IRModule) -> list[dict]:
         row = known.get(binding.var.name)
         if row is None or row["function"] != function:
             row = _island_row(binding, function, str(names.get(binding.var.name, binding.var.name)), lowered)
-        rows.append(row)
+        rows.append({**row, "note": str(notes.get(row["layer"], "")) if row["macs"] else ""})
     return rows
 
 

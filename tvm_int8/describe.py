@@ -16,6 +16,7 @@ from tvm_int8.target import ResolvedTarget
 #: How a kernel's kind is called in the report, by the class of its spec.
 OPS = {
     "Conv2d": "conv2d",
+    "WinogradConv2d": "conv2d",
     "Pool2d": "pool2d",
     "Lrn": "lrn",
     "Elementwise": "elementwise",
@@ -76,7 +77,7 @@ def _layer(row: dict, reasons: Mapping[str, str], db: float | None) -> LayerRow:
     op = OPS.get(row["op"], row["op"])
     if row["op"] == "Conv2d":
         op = row["kernel"].split("_u8s8")[0].split("_f32")[0]
-    reason = ""
+    reason = row["note"]
     if row["precision"] != "int8":
         layer = row["layer"]
         reason = reasons.get(layer) or reasons.get("*") or "converts between float and integers, or changes the layout"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from tvm_int8.config import QuantizationConfig
 from tvm_int8.errors import ModelError
 from tvm_int8.onnx_export import export_onnx
 from tvm_int8.quantization.calibration_table import CalibrationTable
+from tvm_int8.quantization.winograd_quantizer import WinogradQuantizer
 
 if TYPE_CHECKING:
     from tvm_int8.quantization.ranges import Reference
@@ -38,6 +39,8 @@ class QuantizedModel:
         Where the ranges came from, and what the inputs are: part of a compiled module's metadata.
     reference : Reference or None
         What the report's SQNR compares with.
+    winograd : dict
+        Layer -> ways to compute it by tiles.
     """
 
     mod: tvm.IRModule = field(repr=False)
@@ -46,6 +49,7 @@ class QuantizedModel:
     table: CalibrationTable | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
     reference: Reference | None = field(default=None, repr=False)
+    winograd: Mapping[str, Sequence[WinogradQuantizer]] = field(default_factory=dict, repr=False)
 
     def to_onnx(self, path: str | os.PathLike[str] | None = None) -> onnx.ModelProto:
         """Write the network as ONNX with QuantizeLinear and DequantizeLinear, for any runtime.
