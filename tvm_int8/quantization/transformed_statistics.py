@@ -79,17 +79,18 @@ class TransformedObserver:
     ----------
     paddings : sequence of (top, left, bottom, right)
         Of the convolutions that read the tensor: they decide where tiles begin.
+    tile : (rows, columns) of outputs
 
     NaN and infinities are the business of the observer of the whole tensor, which sees the same batches first.
     """
 
-    def __init__(self, paddings: Sequence[tuple[int, int, int, int]]):
-        self.paddings = tuple(dict.fromkeys(paddings))
+    def __init__(self, paddings: Sequence[tuple[int, int, int, int]], tile: tuple[int, int] = TILE):
+        self.paddings, self.tile = tuple(dict.fromkeys(paddings)), tile
         self._pixels = self._tiles = 0
         self._sums: dict[str, np.ndarray | float] = {"mean": 0.0, "mean_square": 0.0, "nonzero": 0.0, "power": 0.0}
         self._largest: np.ndarray | float = 0.0
         self._generator = np.random.default_rng(0)
-        rows, columns = (winograd.matrices(outputs).data for outputs in TILE)
+        rows, columns = (winograd.matrices(outputs).data for outputs in tile)
         self._transform = np.kron(rows, columns).T.astype(np.float32)
 
     def update(self, values: np.ndarray) -> None:
@@ -100,7 +101,7 @@ class TransformedObserver:
         self._sums["mean_square"] += np.einsum("ncp,ncp->c", flat, flat).astype(np.float64)
         self._sums["nonzero"] += np.count_nonzero(flat, axis=(0, 2))
         for padding in self.paddings:
-            tiles = self._sample(winograd.tiles_of(values, TILE, padding, 0))
+            tiles = self._sample(winograd.tiles_of(values, self.tile, padding, 0))
             transformed = tiles.reshape(-1, self._transform.shape[0]) @ self._transform
             transformed = transformed.reshape(len(tiles), -1)  # [tiles, C * positions]
             self._tiles += len(tiles)
@@ -124,7 +125,7 @@ class TransformedObserver:
             name: np.asarray(total) / (self._tiles if name == "power" else self._pixels)
             for name, total in self._sums.items()
         }
-        positions = winograd.positions(TILE)
+        positions = winograd.positions(self.tile)
         for name, array in (("power", found["power"]), ("largest", np.asarray(self._largest))):
             found[name] = array.reshape(-1, positions).T
         return TransformedStatistics(**{name: _rounded(array) for name, array in found.items()})

@@ -9,7 +9,7 @@ the loss allows.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tvm import relax
@@ -71,46 +71,82 @@ def choose_winograd(
     if config.winograd == "off":
         return {}
     found = {}
-    for binding in flow.bindings:
-        weight, call = quantizers.weights.get(binding.var.name), binding.value
-        data = None if weight is None else quantizers.activations.get(call.args[0].name)
-        if weight is None or data is None or not can_be_tiled(call):
-            continue
-        if weight.bits >= 7 and data.bits == 8 and np.ptp(data.zero_point) == 0:
-            narrow = config.weight_bits == 8  # of 7, kernels may add two products in 16 bits
-            seen = table.transformed.get(call.args[0].name) if narrow else None
-            found[binding.var.name] = _candidates(weight, data, quantizers.divisor(call), seen, config)
+    for name, layer in tiled_layers(flow, quantizers).items():
+        seen = table.transformed.get(layer.data) if config.weight_bits == 8 else None  # see `_candidates`
+        found[name] = _candidates(layer, seen, config)
     return found
 
 
 def _candidates(
-    weight: WeightQuantizer,
-    data: ActivationQuantizer,
-    divisor: np.ndarray | None,
-    seen: TransformedStatistics | None,
-    config: QuantizationConfig,
+    layer: TiledLayer, seen: TransformedStatistics | None, config: QuantizationConfig
 ) -> tuple[WinogradQuantizer, ...]:
+    """Without statistics nothing can be narrow; with weights of 7 bits, kernels may add two products in 16 bits."""
+    if seen is None:
+        return (layer.quantizer(TILE, _ALL, np.ones((len(_ALL), layer.weight.shape[1]))),)
+    seen = seen.divided(layer.divisor)
+    ranges = data_ranges(seen, TILE, layer.ends)
+    noise = predict_noise(layer.weight, layer.error, layer.scale, seen, TILE, ranges)
+    choices = dict.fromkeys([_ALL, noise.fewest_wide(config.winograd_max_loss_db)])
+    if config.winograd == "always":
+        choices[()] = None
+    return tuple(replace(layer.quantizer(TILE, wide, ranges), loss_db=noise.loss_db(wide)) for wide in choices)
+
+
+@dataclass(frozen=True, eq=False)
+class TiledLayer:
+    """A convolution of integers that may be computed by tiles.
+
+    Parameters
+    ----------
+    data : str
+        The tensor it reads.
+    weight : float64 [O, C, 3, 3]
+        Real, in units of the direct convolution's int8 weights.
+    error : float64 [O, C, 3, 3]
+        What these are off by.
+    scale : float64 [O]
+        Their scale.
+    divisor : float64 [C]
+        real data = divisor * (integers - zero point)
+    ends : (int, int)
+        Lowest and highest integer of the data, less their zero point.
+    correction : float64 [O] or None
+        Undoes what the direct convolution's bias says about its weights' mean error, in accumulators.
+    """
+
+    data: str
+    weight: np.ndarray
+    error: np.ndarray
+    scale: np.ndarray
+    divisor: np.ndarray
+    ends: tuple[int, int]
+    correction: np.ndarray | None
+
+    def quantizer(self, tile: tuple[int, int], wide: tuple[int, ...], ranges: np.ndarray) -> WinogradQuantizer:
+        """Quantise it; parameters as of `quantize_transformed`."""
+        found = quantize_transformed(self.weight, tile, wide, ranges, self.ends)
+        return replace(found, correction=self.correction)
+
+
+def tiled_layers(flow: Dataflow, quantizers: Quantizers) -> dict[str, TiledLayer]:
+    """Return the convolutions of a quantised network that may be computed by tiles, by name."""
+    found = {}
+    for binding in flow.bindings:
+        weight, call = quantizers.weights.get(binding.var.name), binding.value
+        if weight is None or weight.bits < 7 or not can_be_tiled(call):
+            continue
+        data = quantizers.activations.get(call.args[0].name)
+        if data is not None and data.bits == 8 and np.ptp(data.zero_point) == 0:
+            found[binding.var.name] = _layer(call.args[0].name, weight, data, quantizers.divisor(call))
+    return found
+
+
+def _layer(name: str, weight: WeightQuantizer, data: ActivationQuantizer, divisor: np.ndarray | None) -> TiledLayer:
     outputs, channels = weight.exact.shape[:2]
     scale = np.broadcast_to(weight.scale.reshape(-1), outputs).astype(np.float64)
     exact = weight.exact.astype(np.float64) / scale[:, None, None, None]
     step = float(data.scale) if divisor is None else data.step
-    zero_point = int(np.ravel(data.zero_point)[0])
-    low, high = data.limits
-    ends = low - zero_point, high - zero_point
-    # The bias of the direct convolution has the mean error of int8 weights taken out of it.
     correction = None if weight.correction is None else -weight.correction.reshape(-1) / (scale * step)
-    if seen is None:
-        ranges = np.ones((len(_ALL), channels))  # nothing is narrow
-        return (replace(quantize_transformed(exact, TILE, _ALL, ranges, ends), correction=correction),)
-    seen = seen.divided(step * (np.ones(channels) if divisor is None else divisor))
-    ranges = data_ranges(seen, TILE, ends)
-    noise = predict_noise(exact, weight.values - exact, scale, seen, TILE, ranges)
-    choices = {_ALL: None, noise.fewest_wide(config.winograd_max_loss_db): None}
-    if config.winograd == "always":
-        choices[()] = None
-    return tuple(
-        replace(
-            quantize_transformed(exact, TILE, wide, ranges, ends), correction=correction, loss_db=noise.loss_db(wide)
-        )
-        for wide in choices
-    )
+    low, high = (int(limit - np.ravel(data.zero_point)[0]) for limit in data.limits)
+    factor = step * (np.ones(channels) if divisor is None else divisor)
+    return TiledLayer(name, exact, weight.values - exact, scale, factor, (low, high), correction)

@@ -1,0 +1,181 @@
+"""What computing 3x3 convolutions by tiles costs in accuracy: tiles, widths, ranges, on one network.
+
+    python -m benchmarks.winograd_accuracy net.onnx --calibration calibration.npz --test test.npz
+    python -m benchmarks.winograd_accuracy net.onnx --calibration c.npz --test t.npz --labels labels.npy --only rule
+
+Every eligible convolution is computed in the same way, by the compiled kernels, whatever would be faster; outputs are
+compared with FP32's. Products are those of INT8, of all eligible convolutions, relative to the direct convolution; one
+of 16 bits counts two. Inputs are files as `tvm-int8 calibrate` takes them. A softmax at the end is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import tvm
+from tvm import relax
+
+from benchmarks import onnx_graph
+from benchmarks.judge import Result, add_files, judge, load_batches
+from tvm_int8 import winograd
+from tvm_int8.build import lower_and_build
+from tvm_int8.config import QuantizationConfig
+from tvm_int8.frontend import load_model
+from tvm_int8.passes.dataflow import Dataflow
+from tvm_int8.passes.order_kernels import layer_name
+from tvm_int8.passes.order_winograd import OrderWinograd
+from tvm_int8.quantization.float_network import FloatNetwork
+from tvm_int8.quantization.quantize import quantize_network
+from tvm_int8.quantization.transformed_statistics import TILE, TransformedObserver, TransformedStatistics
+from tvm_int8.quantization.winograd_choice import TiledLayer, tiled_layers, tiled_reads
+from tvm_int8.quantization.winograd_noise import data_ranges, predict_noise
+from tvm_int8.quantization.winograd_quantizer import WinogradQuantizer
+from tvm_int8.target import parse_target
+
+TILES = ((4, 4), (4, 2), (2, 2))
+LIMITS_DB = (0.0, 0.5, 1.0, 2.0, 3.0, 6.0)
+Ranges = Callable[[TransformedStatistics], np.ndarray]
+RULES: Mapping[str, Ranges] = {
+    "one for all channels": lambda seen: np.broadcast_to(seen.largest.max(1, keepdims=True), seen.largest.shape),
+    "0.85 of that": lambda seen: 0.85 * RULES["one for all channels"](seen),
+    "one per channel": lambda seen: seen.largest,
+    "1.5 of that": lambda seen: 1.5 * seen.largest,
+    "their mean": lambda seen: np.sqrt(seen.largest * seen.largest.max(1, keepdims=True)),
+    "0.85 of the mean": lambda seen: 0.85 * RULES["their mean"](seen),
+    "8 standard deviations": lambda seen: 8 * np.sqrt(seen.power),
+}
+"""Which magnitude of transformed data becomes 127."""
+
+Choose = Callable[[TiledLayer], WinogradQuantizer]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table: how every eligible layer is computed; None for directly."""
+
+    kind: str
+    name: str
+    choose: Choose | None
+
+
+class Study:
+    """A network quantised once, compiled anew for every variant.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+    calibration, test : sequence of dict
+        Batches, input name -> array.
+    labels : ndarray or None
+        The class of every test input.
+    """
+
+    def __init__(self, model: onnx.ModelProto, calibration: Sequence, test: Sequence, labels: np.ndarray | None):
+        imported = load_model(model, onnx_graph.input_shapes(model))
+        self.test, self.labels = test, labels
+        self.quantized = quantize_network(imported, calibration, QuantizationConfig(winograd="off"), False)
+        self.flow = Dataflow(self.quantized.float_mod)
+        self.layers = tiled_layers(self.flow, self.quantized.quantizers)
+        self.seen = self._observe(calibration)
+        self.reference = self._outputs(self.quantized.float_mod, {})
+        self._qdq = self.quantized.mod()
+
+    def _observe(self, batches: Sequence) -> dict[tuple[str, tuple[int, int]], TransformedStatistics]:
+        """Statistics by tensor and tile."""
+        calls = {binding.var.name: binding.value for binding in self.flow.bindings}
+        reads = tiled_reads(calls[name] for name in self.layers)
+        observers = {(name, tile): TransformedObserver(pads, tile) for name, pads in reads.items() for tile in TILES}
+        network = FloatNetwork(self.quantized.float_mod, list(reads))
+        for batch in batches:
+            tensors = network(batch)
+            for (name, _), observer in observers.items():
+                observer.update(tensors[name])
+        return {key: observer.statistics() for key, observer in observers.items()}
+
+    def _outputs(self, mod: tvm.IRModule, candidates: Mapping[str, Sequence]) -> list[list[np.ndarray]]:
+        target = parse_target("native")
+        tiles = OrderWinograd(candidates, lambda _: 1) if candidates else None
+        executable, _, _ = lower_and_build(mod, target.tvm_target, target.cpu, tiles=tiles)
+        machine = relax.VirtualMachine(executable, tvm.cpu())
+        names, found = [str(name) for name in mod["main"].attrs["input_names"]], []
+        for batch in self.test:
+            result = machine["main"](*(tvm.runtime.tensor(np.ascontiguousarray(batch[name])) for name in names))
+            results = [result] if hasattr(result, "shape") else list(result)
+            found.append([value.numpy() for value in results])
+        return found
+
+    def variants(self, only: Sequence[str]) -> Iterator[Variant]:
+        """All rows of these kinds, behind the direct convolution."""
+        every = tuple(range(winograd.positions(TILE)))
+        yield Variant("direct", "direct", None)
+        found = [Variant("limit", f"loss up to {limit:g} dB", self._within(limit)) for limit in LIMITS_DB]
+        found = [Variant("limit", "16 bits", self._fixed(TILE, every)), *found]
+        found += [Variant("tile", f"8 bits, {tile[0]}x{tile[1]}", self._fixed(tile, ())) for tile in TILES]
+        found += [Variant("rule", f"8 bits, {name}", self._fixed(TILE, (), rule)) for name, rule in RULES.items()]
+        yield from (variant for variant in found if variant.kind in only)
+
+    def _integers(self, layer: TiledLayer, tile: tuple[int, int]) -> TransformedStatistics:
+        return self.seen[layer.data, tile].divided(layer.divisor)
+
+    def _fixed(self, tile: tuple[int, int], wide: tuple[int, ...], rule: Ranges | None = None) -> Choose:
+        def choose(layer: TiledLayer) -> WinogradQuantizer:
+            seen = self._integers(layer, tile)
+            return layer.quantizer(tile, wide, rule(seen) if rule else data_ranges(seen, tile, layer.ends))
+
+        return choose
+
+    def _within(self, limit: float) -> Choose:
+        def choose(layer: TiledLayer) -> WinogradQuantizer:
+            seen = self._integers(layer, TILE)
+            ranges = data_ranges(seen, TILE, layer.ends)
+            noise = predict_noise(layer.weight, layer.error, layer.scale, seen, TILE, ranges)
+            return layer.quantizer(TILE, noise.fewest_wide(limit), ranges)
+
+        return choose
+
+    def __call__(self, variant: Variant) -> tuple[Result, float, float]:
+        """Judge a variant; and say what share of products it has, and how many positions of 16 bits per layer."""
+        chosen = {} if variant.choose is None else {name: variant.choose(x) for name, x in self.layers.items()}
+        variables = {var.name: var for var in self.flow.producer}
+        candidates = {layer_name(self.flow, variables[name]): (q,) for name, q in chosen.items()}
+        result = judge(self.reference, self._outputs(self._qdq, candidates), self.labels)
+        if not chosen:
+            return result, 1.0, 0.0
+        shares = [(len(q.output_scale) + len(q.wide)) / (9 * np.prod(q.tile)) for q in chosen.values()]
+        return result, float(np.mean(shares)), float(np.mean([len(q.wide) for q in chosen.values()]))
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    description = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.winograd_accuracy", description=description)
+    add_files(parser)
+    kinds = ("limit", "tile", "rule")
+    parser.add_argument("--only", nargs="+", choices=kinds, default=list(kinds), help="rows")
+    parser.add_argument("--count", type=int, default=256, help="batches of each file, at most (default 256)")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table, row by row."""
+    arguments = _arguments(argv)
+    model = onnx_graph.logits_model(onnx.load(arguments.model))
+    paths = arguments.calibration, arguments.test
+    calibration, test = (load_batches(path, model)[: arguments.count] for path in paths)
+    study = Study(model, calibration, test, None if arguments.labels is None else np.load(arguments.labels))
+    columns = ["", "products", "wide", "SQNR dB", "as FP32"] + ([] if arguments.labels is None else ["accuracy"])
+    print(f"{len(study.layers)} layers\n\n| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    for variant in study.variants(arguments.only):
+        result, products, wide = study(variant)
+        accuracy = "" if result.accuracy is None else f" {result.accuracy:.2%} |"
+        row = f"| {variant.name} | {products:.2f} | {wide:.1f} | {result.sqnr_db:.1f} | {result.equal_decisions:.2%} |"
+        print(row + accuracy, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
