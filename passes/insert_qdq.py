@@ -23,7 +23,7 @@ from tvm_int8.quantization.calibration_table import CalibrationTable
 from .byte_images import Pixels
 from .convolution_weights import is_depthwise
 from .dataflow import Dataflow, Rebuilder, rebuild
-from .expressions import Expr, Var, constant, vars_in
+from .expressions import Expr, Var, constant, shape_of, vars_in
 from .quantization_plan import plan_quantization
 from .quantizers import ActivationQuantizer, Quantizers, WeightQuantizer, choose_quantizers
 
@@ -75,7 +75,11 @@ class _Pairs:
     def _insert_pair(self, var: Var, quantizer: ActivationQuantizer, new: Rebuilder) -> None:
         axis = 1 if quantizer.per_channel else -1
         arguments = _arguments(quantizer.scale, quantizer.zero_point)
-        quantized = relax.op.quantize(new.translate(var), *arguments, axis=axis, out_dtype=quantizer.dtype)
+        value = new.translate(var)
+        if quantizer.bits < 8:  # becomes the upper bound of what the kernel stores
+            largest = constant(_largest(quantizer, shape_of(var)))
+            value = new.emit(relax.op.minimum(value, largest), f"{var.name}_clamped")
+        quantized = relax.op.quantize(value, *arguments, axis=axis, out_dtype=quantizer.dtype)
         stored = new.emit(quantized, f"{var.name}_quantized")
         new.redirect(var, new.emit(relax.op.dequantize(stored, *arguments, axis=axis), f"{var.name}_dequantized"))
         if quantizer.factor is not None:
@@ -111,6 +115,12 @@ def _with_one_step(stored: Expr, step: float, zero_point: np.ndarray) -> Expr:
     if (zero_point == zero_point.flat[0]).all():
         return relax.op.dequantize(stored, *_arguments(step, zero_point.flat[0]), axis=-1)
     return relax.op.dequantize(stored, *_arguments(np.full(len(zero_point), step), zero_point), axis=1)
+
+
+def _largest(quantizer: ActivationQuantizer, shape: tuple[int, ...]) -> np.ndarray:
+    """What the largest integer stands for, float32 [1], or per channel [1, C, 1, 1]."""
+    largest = (quantizer.limits[1] - quantizer.zero_point) * quantizer.scale.astype(np.float64)
+    return largest.astype(np.float32).reshape([1, -1, *[1] * (len(shape) - 2)] if quantizer.per_channel else [1])
 
 
 def _arguments(scale, zero_point) -> tuple[Expr, Expr]:

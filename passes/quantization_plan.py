@@ -56,6 +56,18 @@ class QuantizationPlan:
             var = self.source[var]
         return var
 
+    @property
+    def moved(self) -> set[Var]:
+        """Tensors whose integers are those of others already: what moves them, or puts them together, keeps them."""
+        units = [unit for unit in self.units if unit.output in self.quantized]
+        copies = {unit.output for unit in units if self.source.get(unit.output) in unit.inputs}
+        joined = {
+            unit.output
+            for unit in units
+            if unit.op == "concat" and all(self.origin(var) == self.origin(unit.output) for var in unit.inputs)
+        }
+        return copies | joined
+
     def channel_points(self) -> list[str]:
         """Points whose channels calibration looks at one by one: what convolutions read, or has a scale per channel."""
         read = {unit.group.anchor.value.args[0] for unit in self.units if unit.kind == "compute"} | self.by_channel
@@ -161,7 +173,7 @@ def _units(flow: Dataflow, config: QuantizationConfig, found: list[Group]) -> li
             unit.reason = "" if whole else f"{op or 'this operator'} has no integer form"
         bits = config.bits.weight(layer) if unit.kind == "compute" and config.bits is not None else INTEGER_BITS
         if bits > INTEGER_BITS:
-            unit.kind, unit.reason = "float", f"needs {bits} bits, and INT8 kernels have {INTEGER_BITS}"
+            unit.kind, unit.reason = "float", f"its weights have {bits} bits, and INT8 kernels take {INTEGER_BITS}"
         if unit.kind != "float" and config.excludes(unit.layer, unit.op):
             unit.kind, unit.reason = "float", "excluded by the configuration"
         units.append(unit)

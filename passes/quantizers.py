@@ -23,6 +23,7 @@ from tvm_int8.config import QuantizationConfig
 from tvm_int8.quantization.bias_correction import expected_error
 from tvm_int8.quantization.calibration_table import CalibrationTable
 from tvm_int8.quantization.channel_scales import Reader, channel_scales
+from tvm_int8.quantization.few_bit_activations import narrowed, range_share
 from tvm_int8.quantization.few_bits import MOST_BITS, quantize_few_bits
 from tvm_int8.quantization.scale_zero_point import scale_zero_point
 from tvm_int8.quantization.weights import quantize_weight
@@ -181,6 +182,7 @@ class QuantizerChoice:
     ):
         self.flow, self.plan, self.table, self.config, self.means = flow, plan, table, config, means or {}
         self.computing = {unit.group.anchor.var: unit.layer for unit in plan.units if unit.kind == "compute"}
+        self.deliverer = {unit.output: unit.layer for unit in plan.units}
         options = config.activation_dtype, config.activation_symmetric, config.plain_convolutions
         plan.source |= concat_scales(plan, table, *options)
 
@@ -214,7 +216,8 @@ class QuantizerChoice:
         if is_byte_image(self.flow.value(origin)):
             return ActivationQuantizer(np.float32(1.0).reshape(()), np.zeros((), np.int64), dtype=dtype)
         scale, zero_point = self.table.scale_zero_point(origin.name, dtype, self.config.activation_symmetric)
-        return ActivationQuantizer(np.asarray(scale, np.float32), np.asarray(zero_point, np.int64), dtype=dtype)
+        quantizer = ActivationQuantizer(np.asarray(scale, np.float32), np.asarray(zero_point, np.int64), dtype=dtype)
+        return self.with_bits(var, quantizer)
 
     def widest(self, var: Var) -> ActivationQuantizer:
         """One scale for all that calibration saw of a tensor, where that is known; else as `tensor`."""
@@ -223,7 +226,21 @@ class QuantizerChoice:
             return self.tensor(var)
         dtype = self.config.activation_dtype
         scale, zero_point = scale_zero_point(*seen.histogram.ends, dtype, self.config.activation_symmetric)
-        return ActivationQuantizer(np.asarray(scale, np.float32), np.asarray(zero_point, np.int64), dtype=dtype)
+        quantizer = ActivationQuantizer(np.asarray(scale, np.float32), np.asarray(zero_point, np.int64), dtype=dtype)
+        return self.with_bits(var, quantizer)
+
+    def with_bits(self, var: Var, quantizer: ActivationQuantizer, bits: int | None = None) -> ActivationQuantizer:
+        """The quantiser of a tensor with as many bits as the options give, or with `bits`, made of that with 8."""
+        origin = self.plan.origin(var)
+        if bits is None:
+            widths = self.config.bits
+            bits = 8 if widths is None else widths.activation(origin.name, self.deliverer.get(origin, ""))
+        if bits >= quantizer.bits:
+            return quantizer
+        share = range_share(self.table.get(origin.name), bits)
+        scale, zero_point, ratio = narrowed(quantizer.scale, quantizer.zero_point, bits, share)
+        kept = quantizer.bits if var in self.plan.moved else bits
+        return replace(quantizer, scale=scale, zero_point=zero_point, step=quantizer.step * ratio, bits=kept)
 
     def channels(self, var: Var) -> ActivationQuantizer | None:
         """Scales of their own for the channels of a tensor, where that pays."""
@@ -233,16 +250,21 @@ class QuantizerChoice:
         readers = [_reader(binding.value, var) for binding in self.flow.consumers[var]]
         dtype, symmetric = config.activation_dtype, config.activation_symmetric
         own = channel_scales(seen, readers, dtype, config.per_channel_weights, symmetric)
-        return None if own is None else ActivationQuantizer(own.scale, own.zero_point, own.step, own.factor, dtype)
+        if own is None:
+            return None
+        return self.with_bits(var, ActivationQuantizer(own.scale, own.zero_point, own.step, own.factor, dtype))
 
-    def weight(self, binding: relax.VarBinding, chosen: Quantizers) -> WeightQuantizer:
-        """The integers of a convolution that reads its data as `chosen` says, rounded without looking at data."""
+    def weight(self, binding: relax.VarBinding, chosen: Quantizers, bits: int | None = None) -> WeightQuantizer:
+        """The integers of a convolution that reads its data as `chosen` says, rounded without looking at data.
+
+        `bits`: instead of those that the options give.
+        """
         call, name, config = binding.value, binding.var.name, self.config
         divisor = chosen.divisor(call)
         exact = const_value(call.args[1])
         if divisor is not None:
             exact = scaled_inputs(call, divisor)
-        axis, bits = 1 if op_name(call) == "nn.conv2d_transpose" else 0, self.bits(binding.var)
+        axis, bits = 1 if op_name(call) == "nn.conv2d_transpose" else 0, bits or self.bits(binding.var)
         channels = axis if config.per_channel_weights else None
         if bits <= MOST_BITS:
             exact = exact.astype(np.float32, copy=False)

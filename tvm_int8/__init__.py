@@ -28,9 +28,11 @@ check_tvm()
 find_mapped_packages()
 
 if TYPE_CHECKING:
+    from tvm_int8.allocation import allocate_bits
     from tvm_int8.analysis.analysis import Analysis
     from tvm_int8.analysis.analyze import analyze
     from tvm_int8.api import calibrate, compile, quantize
+    from tvm_int8.bit_allocation import BitAllocation
     from tvm_int8.config import QuantizationConfig
     from tvm_int8.mixed_precision import MixedPrecision, mixed_precision
     from tvm_int8.quantization.calibration_table import CalibrationTable
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from tvm_int8.tuning.workload import Workload
 
 _LAZY = {
+    "allocate_bits": "tvm_int8.allocation",
+    "BitAllocation": "tvm_int8.bit_allocation",
     "Analysis": "tvm_int8.analysis.analysis",
     "analyze": "tvm_int8.analysis.analyze",
     "compile": "tvm_int8.api",
@@ -61,6 +65,7 @@ _LAZY = {
 __all__ = [
     "Analysis",
     "ArtifactError",
+    "BitAllocation",
     "CalibrationError",
     "CalibrationTable",
     "CompiledModule",
@@ -74,6 +79,7 @@ __all__ = [
     "TvmInt8Error",
     "Workload",
     "__version__",
+    "allocate_bits",
     "analyze",
     "calibrate",
     "compile",

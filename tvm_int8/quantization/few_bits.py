@@ -96,10 +96,11 @@ def _rows(rows: np.ndarray, bits: int, counts: np.ndarray | None) -> tuple[np.nd
     sample = rows[:, ::step], None if counts is None else counts[:, ::step]
     least = np.full(widest.shape, np.inf, np.float32)
     values, scale, lowest = (np.zeros(shape, np.float32) for shape in (rows.shape, widest.shape, widest.shape))
-    for start in lowest_levels(bits):
-        level = np.full(widest.shape, start, np.float32)
-        tried = _best_of(_COARSE, *sample, widest, level, bits)
-        tried = _best_of(_FINE, *sample, tried, level, bits)
+    middle = np.full(widest.shape, 1 - 2**bits, np.float32)
+    start = _best_of(_COARSE, *sample, widest, middle, bits)
+    for bottom in lowest_levels(bits):
+        level = np.full(widest.shape, bottom, np.float32)
+        tried = _best_of(_FINE, *sample, start, level, bits)
         for _ in range(_TURNS):
             found = 2 * codes(rows, tried, level, bits) + level
             tried = _fitted(rows, found, counts, tried)
@@ -118,8 +119,21 @@ def _best_of(
 ) -> np.ndarray:
     """The scale [O, 1], of those that are these shares of `scale`, with the least error of the rows."""
     candidates = [np.maximum(scale * np.float32(share), np.finfo(np.float32).tiny) for share in shares]
-    errors = [_errors(rows, 2 * codes(rows, c, lowest, bits) + lowest, counts, c) for c in candidates]
-    best = np.stack(errors).argmin(0)
+    lost, errors = np.empty_like(rows), []
+    for candidate in candidates:
+        step, bottom = 2 * candidate, candidate * lowest
+        np.subtract(rows, bottom, out=lost)
+        np.divide(lost, step, out=lost)
+        np.rint(lost, out=lost)
+        np.clip(lost, 0, 2**bits - 1, out=lost)
+        np.multiply(lost, step, out=lost)
+        np.add(lost, bottom, out=lost)
+        np.subtract(lost, rows, out=lost)
+        if counts is None:
+            errors.append(np.einsum("ok,ok->o", lost, lost))
+        else:
+            errors.append(np.einsum("ok,ok,ok->o", lost, lost, counts))
+    best = np.stack(errors)[..., None].argmin(0)
     return np.take_along_axis(np.stack(candidates), best[None], 0)[0]
 
 

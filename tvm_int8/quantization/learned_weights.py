@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -29,8 +29,9 @@ def learn_weights(
     batches: Sequence[Batch],
     correct_bias: bool = True,
     progress: bool = True,
+    names: Collection[str] | None = None,
 ) -> Quantizers:
-    """Round all weights again: their scales left as they are, but for those of few bits, which fit the new integers.
+    """Round weights again: their scales left as they are, but for those of few bits, which fit the new integers.
 
     Parameters
     ----------
@@ -45,6 +46,8 @@ def learn_weights(
     correct_bias : bool
         Take what the errors left add on average out of the layers' results.
     progress : bool
+    names : collection of str, optional
+        Only the convolutions that bind these.
 
     Returns
     -------
@@ -52,17 +55,28 @@ def learn_weights(
         Transposed convolutions, and layers with more inputs than `second_moments.LARGEST`, as they were.
     """
     flow = Dataflow(mod)
-    calls = {b.var.name: b.value for b in flow.bindings if b.var.name in quantizers.weights}
+    calls = {b.var.name: b.value for b in flow.bindings if b.var.name in (names or quantizers.weights)}
+    moments = observe_moments(calls, quantizers, network, batches, progress)
+    learned = dict(quantizers.weights)
+    for name, found in tqdm(moments.items(), "round weights", unit="layer", disable=None if progress else True):
+        learned[name] = learn_layer(calls[name], quantizers.weights[name], found, correct_bias)
+    return replace(quantizers, weights=learned)
+
+
+def observe_moments(
+    calls: Mapping[str, relax.Call],
+    quantizers: Quantizers,
+    network: Run,
+    batches: Sequence[Batch],
+    progress: bool = True,
+) -> dict[str, SecondMoments]:
+    """What convolutions read, by name; without those that `SecondMoments` does not apply to."""
     moments = {name: SecondMoments(call, len(batches)) for name, call in calls.items() if SecondMoments.applies(call)}
-    bar = {"unit": "batch", "disable": None if progress else True}
-    for batch in tqdm(batches, "look at layers", **bar):
+    for batch in tqdm(batches, "look at layers", unit="batch", disable=None if progress else True):
         tensors = network(batch)
         for name, found in moments.items():
             found.update(_read(calls[name], tensors, quantizers))
-    learned = dict(quantizers.weights)
-    for name, found in tqdm(moments.items(), "round weights", **{**bar, "unit": "layer"}):
-        learned[name] = learn_layer(calls[name], quantizers.weights[name], found, correct_bias)
-    return replace(quantizers, weights=learned)
+    return moments
 
 
 def _read(call: relax.Call, tensors: Mapping[str, np.ndarray], quantizers: Quantizers) -> np.ndarray:

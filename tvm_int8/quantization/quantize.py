@@ -17,6 +17,7 @@ from tvm_int8.passes.quantization_plan import plan_quantization
 from tvm_int8.passes.quantizers import QuantizerChoice, Quantizers
 from tvm_int8.quantization.bias_correction import analytic_means
 from tvm_int8.quantization.calibration_table import CalibrationTable
+from tvm_int8.quantization.few_bits import MOST_BITS
 from tvm_int8.quantization.learned_weights import learn_weights
 from tvm_int8.quantization.mixed_precision import layers_for_slowdown, layers_for_sqnr
 from tvm_int8.quantization.range_search import search_ranges
@@ -89,13 +90,22 @@ def quantize_network(
     if config.range_search:
         network = SimulatedNetwork(mod, quantizers)
         quantizers = search_ranges(mod, choice, network, reference.batches, progress)
-    if config.rounding == "learned":
+    learnt = _learnt(quantizers, config, reference)
+    if learnt:
         corrects = config.bias_correction != "none"
-        quantizers = learn_weights(mod, quantizers, reference.network, reference.batches, corrects, progress)
+        quantizers = learn_weights(mod, quantizers, reference.network, reference.batches, corrects, progress, learnt)
     quantizers = replace(quantizers, winograd=choose_winograd(flow, quantizers, table, config))
     quantized = Quantization(mod, config, table, quantizers, reference, network)
     floats = _layers_in_float(quantized, progress)
     return quantized.without(floats) if floats else quantized
+
+
+def _learnt(quantizers: Quantizers, config: QuantizationConfig, reference: Reference) -> list[str]:
+    """The weights to round for data: all if asked to, those of few bits wherever there are data."""
+    if config.rounding == "learned":
+        return list(quantizers.weights)
+    wanted = config.rounding != "nearest" and reference.typical
+    return [name for name, weight in quantizers.weights.items() if wanted and weight.bits <= MOST_BITS]
 
 
 def needs_data(config: QuantizationConfig) -> list[str]:

@@ -12,7 +12,7 @@ CLIPPING_WEIGHT = 2.0
 
 
 class RangeNoise:
-    """Squared error of a tensor in 8 bits as a function of its range, summed over all values seen.
+    """Squared error of a tensor in few bits as a function of its range, summed over all values seen.
 
     A value within the range costs a twelfth of the squared step, but never more than its own square, because zero is
     exact; a clipped value costs `CLIPPING_WEIGHT` times its squared distance to the range, since clipping errors all
@@ -24,6 +24,8 @@ class RangeNoise:
     ----------
     seen : Histogram
         Of the values; each stands for the middle of its bin.
+    bits : int
+        Of the integers.
 
     Examples
     --------
@@ -32,7 +34,8 @@ class RangeNoise:
     ([8.0], [8.0, 0.0])
     """
 
-    def __init__(self, seen: Histogram):
+    def __init__(self, seen: Histogram, bits: int = 8):
+        self._steps = 2**bits - 1
         counts = np.asarray(seen.counts, np.float64)
         values = (seen.first + np.arange(len(counts)) + 0.5) * seen.width
         self._values, self._counts = values[counts > 0], counts[counts > 0]
@@ -51,7 +54,7 @@ class RangeNoise:
 
     def rounding(self, width: np.ndarray) -> np.ndarray:
         """Squared error of rounding in ranges of these widths, of any shape."""
-        variance = (np.asarray(width) / 255) ** 2 / 12
+        variance = (np.asarray(width) / self._steps) ** 2 / 12
         index = np.searchsorted(self._squares, variance)
         return self._zeroed[index] + self._rounded[index] * variance
 

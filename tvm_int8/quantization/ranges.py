@@ -135,7 +135,8 @@ def find_ranges(
         batches = _KeepFirst(list(synthetic_batches(specs, SYNTHETIC_BATCHES, values or STANDARDISED)), kept)
     else:
         batches = _KeepFirst(CalibrationBatches(calibration, specs), kept)
-    table = _collect(network, batches, plan, config, progress, 6, config.range_search)
+    keep = config.range_search or config.bits is not None  # few bits want narrower ranges
+    table = _collect(network, batches, plan, config, progress, 6, keep)
     return table, Reference(network, batches.first)
 
 

@@ -1,0 +1,143 @@
+"""From a quantised network to bit-widths: what to measure, what to add up, and what was reached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from tvm_int8.passes.dataflow import Dataflow
+from tvm_int8.passes.expressions import const_value
+from tvm_int8.passes.quantization_plan import plan_quantization
+from tvm_int8.passes.quantizers import QuantizerChoice, Quantizers
+from tvm_int8.quantization.bit_budget import Widths
+from tvm_int8.quantization.layer_noise import (
+    NoiseByBits,
+    WeightsByBits,
+    measure_activations,
+    measure_weights,
+    points_of,
+)
+from tvm_int8.quantization.learned_weights import observe_moments
+from tvm_int8.quantization.output_noise import OutputNoise, affordable
+from tvm_int8.quantization.quantize import Quantization
+from tvm_int8.quantization.second_moments import SecondMoments
+from tvm_int8.quantization.simulated_network import SimulatedNetwork
+
+SPARSE_WIDTHS = (2, 4, 6)
+"""Measured in large networks; noise at the others follows from the weights' own."""
+FEW_BATCHES = 8
+"""Fewer than this, and `SPARSE_WIDTHS` are measured on more batches instead of all widths."""
+MORE_RUNS = 24
+"""Of the network: those of the search that follows."""
+LEARNING_SECONDS = 40.0
+LEARNING_OPS_PER_SECOND = 2e10
+SECONDS_PER_COLUMN = 3e-4
+"""What rounding one column of a weight for data takes, whatever its rows."""
+OBSERVED = 4
+"""Inputs that the noise of tensors themselves is taken from."""
+
+
+class BitAllocator:
+    """Measures a network once; then any choice of widths can be predicted and tried.
+
+    Parameters
+    ----------
+    quantized : Quantization
+        With 8 bits everywhere, and histograms in its table.
+    widths : sequence of int
+        What layers can have.
+    progress : bool
+    """
+
+    def __init__(self, quantized: Quantization, widths: Sequence[int], progress: bool = True):
+        self.quantized, self.widths, self.progress = quantized, tuple(sorted(widths)), progress
+        mod, config = quantized.float_mod, quantized.config
+        flow = Dataflow(mod)
+        plan = plan_quantization(flow, config)
+        self.choice = QuantizerChoice(flow, plan, quantized.table, config)
+        self.quantizers = quantized.quantizers
+        units = [unit for unit in plan.units if unit.kind == "compute"]
+        self.layers = {unit.group.anchor.var.name: unit.layer for unit in units}
+        self.points = points_of(self.choice, self.quantizers)
+        self.network = quantized.network or SimulatedNetwork(mod, self.quantizers)
+        count = len(self.layers) + len(self.points)
+        batches = affordable(self.network, quantized.reference.batches, count * len(self.widths) + MORE_RUNS)
+        self.measured_widths = self.widths
+        if len(batches) < min(FEW_BATCHES, len(quantized.reference.batches)):
+            chosen = {min(self.widths, key=lambda b, w=wanted: abs(b - w)) for wanted in SPARSE_WIDTHS}
+            self.measured_widths = tuple(sorted(chosen))
+            runs = count * len(self.measured_widths) + MORE_RUNS
+            batches = affordable(self.network, quantized.reference.batches, runs)
+        self.batches = batches
+        self.noise = OutputNoise(self.network, batches)
+        self.weights = WeightsByBits(flow, self.choice, self.quantizers, self._moments(flow), self._corrects)
+        self._known: dict[tuple, float] = {}
+
+    @property
+    def _corrects(self) -> bool:
+        return self.quantized.config.bias_correction != "none"
+
+    def _moments(self, flow: Dataflow) -> dict[str, SecondMoments]:
+        """What convolutions read, where rounding for it is wanted and takes no longer than `LEARNING_SECONDS`."""
+        calls = {b.var.name: b.value for b in flow.bindings if b.var.name in self.quantizers.weights}
+        if self.quantized.config.rounding == "nearest":
+            return {}
+        shapes = [(const_value(call.args[1]).shape, int(call.attrs.groups)) for call in calls.values()]
+        seconds = sum(_learning_seconds(*shape) for shape in shapes)
+        if seconds * len(self.measured_widths) > LEARNING_SECONDS:
+            return {}
+        reference = self.quantized.reference
+        return observe_moments(calls, self.quantizers, reference.network, reference.batches, self.progress)
+
+    def weight_noise(self) -> list[NoiseByBits]:
+        """Of all layers, measured."""
+        self.network.apply(None)
+        found = measure_weights(self.weights, self.layers, self.measured_widths, self.noise, self.progress)
+        return [noise.at(self.widths) for noise in found]
+
+    def activation_noise(self) -> list[NoiseByBits]:
+        """Of all tensors, measured."""
+        self.network.apply(None)
+        reference = self.quantized.reference
+        tensors = [
+            {name: np.array(value) for name, value in reference.network(batch).items()}
+            for batch in reference.batches[:OBSERVED]
+        ]
+        found = measure_activations(
+            self.points, self.choice, self.quantizers, self.measured_widths, self.noise, tensors, self.progress
+        )
+        return [noise.at(self.widths) for noise in found]
+
+    def reached(self, weights: Widths | None, activations: Widths | None = None) -> float:
+        """Noise power over signal power at the outputs with these widths.
+
+        weights : of the layers, in order; None leaves them in FP32.
+        activations : of `points`, in order; None for 8 bits everywhere.
+        """
+        key = tuple(weights or ()), tuple(activations or ())
+        if key not in self._known:
+            self.network.apply(self.quantizers_of(weights, activations))
+            self._known[key] = self.noise.measure()
+        return self._known[key]
+
+    def quantizers_of(self, weights: Widths | None, activations: Widths | None = None) -> Quantizers:
+        """What rounds with these widths; parameters as for `reached`."""
+        rounded = dict(self.quantizers.activations)
+        for point, bits in zip(self.points, activations or (), strict=False):
+            for var in point.variables:
+                rounded[var.name] = self.choice.with_bits(var, self.quantizers.activations[var.name], bits)
+        chosen = {} if weights is None else dict(zip(self.layers, weights, strict=True))
+        return replace(
+            self.quantizers,
+            activations=rounded,
+            weights={name: self.weights(name, bits) for name, bits in chosen.items()},
+        )
+
+
+def _learning_seconds(shape: tuple[int, ...], groups: int) -> float:
+    """What rounding a weight [O, I, KH, KW] for data takes, estimated."""
+    outputs, columns = shape[0] // groups, int(np.prod(shape[1:]))
+    ops = 3 * columns**3 + 6 * outputs * columns**2
+    return groups * (columns * SECONDS_PER_COLUMN + ops / LEARNING_OPS_PER_SECOND)

@@ -1,0 +1,178 @@
+"""How to spend bits: every item gets a width, so that noise is least for a number of bits, or bits are for a noise.
+
+    minimise  sum_i n_i(b_i)           subject to  sum_i rho_i b_i <= budget
+    minimise  sum_i rho_i b_i          subject to  sum_i n_i(b_i) <= allowed
+
+rho_i is how many weights (or activations) item i has, n_i(b) the noise it makes with b bits; noises of independent
+roundings add up. This is Lin et al., *Fixed point quantization of deep convolutional networks*, 2016
+(arXiv:1511.06393), equations 8 to 12; widths are integers here from the beginning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tvm_int8.quantization.choice_knapsack import solve
+
+Widths = list[int]
+
+
+@dataclass(frozen=True)
+class Item:
+    """The weights of a layer, or the values of a tensor.
+
+    Parameters
+    ----------
+    name : str
+    count : int
+        How many values: what a bit more costs.
+    noise : mapping of int to float
+        Bits to noise power over signal power; not necessarily falling.
+    kappa, gain : float
+        Quantisation efficiency, in dB per bit, and what noise of the item counts at the outputs: the closed form's
+        model of `noise`, ``gain * 10 ** (-kappa * bits / 10)``.
+    """
+
+    name: str
+    count: int
+    noise: Mapping[int, float]
+    kappa: float = 6.0
+    gain: float = 1.0
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is limited: bits altogether, or the noise that all items add up to; the other one is made least."""
+
+    budget: float | None = None
+    allowed: float | None = None
+
+    def reached(self, items: Sequence[Item], widths: Widths) -> bool:
+        """Whether a choice stays within the limit."""
+        if self.budget is not None:
+            return total_bits(items, widths) <= self.budget
+        assert self.allowed is not None
+        return total_noise(items, widths) <= self.allowed
+
+
+def total_bits(items: Sequence[Item], widths: Widths) -> int:
+    """All bits of a choice."""
+    return sum(item.count * bits for item, bits in zip(items, widths, strict=True))
+
+
+def total_noise(items: Sequence[Item], widths: Widths) -> float:
+    """The noise of a choice, predicted."""
+    return sum(item.noise[bits] for item, bits in zip(items, widths, strict=True))
+
+
+def equal(items: Sequence[Item], goal: Goal) -> Widths | None:
+    """The same width for all: the largest that fits the budget, the smallest that is quiet enough; None: there is none.
+
+    Where an item lacks that width, the nearest one it has.
+    """
+    choices = [[_nearest(item, bits) for item in items] for bits in sorted({b for item in items for b in item.noise})]
+    fitting = [choice for choice in choices if goal.reached(items, choice)]
+    if not fitting:
+        return None
+    return fitting[-1] if goal.budget is not None else fitting[0]
+
+
+def closed_form(items: Sequence[Item], goal: Goal) -> Widths | None:
+    """The paper's: noises in proportion to sizes, widths rounded.
+
+    Lagrange's condition for widths that are real numbers makes ``kappa_i * noise_i`` proportional to ``rho_i``, hence
+    ``b_i - b_j = (10 / kappa) log10(rho_j / rho_i)`` for equal efficiencies (equation 12). The constant of proportion
+    is the one with which the rounded widths just reach the goal.
+    """
+    ratios = np.array([item.count / (item.kappa * item.gain) for item in items])
+    kappas = np.array([item.kappa for item in items])
+
+    def rounded(level_db: float) -> Widths:
+        real = (level_db - 10 * np.log10(ratios)) / kappas
+        return [_nearest(item, math.floor(bits + 0.5)) for item, bits in zip(items, real, strict=True)]
+
+    most = max(max(item.noise) for item in items) + 1
+    ends = [10 * np.log10(ratios) + kappas * bits for bits in (0, most)]
+    low, high = float(ends[0].min()), float(ends[1].max())
+    enough = goal.allowed is not None  # then levels that are high enough are good, else those that are low enough
+    if not goal.reached(items, rounded(high if enough else low)):
+        return None
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        if goal.reached(items, rounded(middle)) == enough:
+            high = middle
+        else:
+            low = middle
+    return rounded(high if enough else low)
+
+
+def greedy(items: Sequence[Item], goal: Goal) -> Widths | None:
+    """From the largest widths down, a bit at a time where that adds least noise for the bits it saves.
+
+    With a budget until it is kept, and then up again where there is room; with an allowed noise as long as it lasts.
+    """
+    widths = [max(item.noise) for item in items]
+    if goal.allowed is not None and not goal.reached(items, widths):
+        return None
+    down = _Steps(items, widths, -1)
+    if goal.allowed is not None:
+        while down.take(lambda: goal.reached(items, widths)):
+            pass
+        return widths
+    while not goal.reached(items, widths):
+        if not down.take(lambda: True):
+            return None
+    up = _Steps(items, widths, 1)
+    while up.take(lambda: goal.reached(items, widths)):
+        pass
+    return widths
+
+
+class _Steps:
+    """Single bits given to items (direction 1) or taken (-1), the best ratio of noise to bits first."""
+
+    def __init__(self, items: Sequence[Item], widths: Widths, direction: int):
+        self.items, self.widths, self.direction = items, widths, direction
+
+    def take(self, allowed: Callable[[], bool]) -> bool:
+        """Take the best step that leaves what is `allowed`; False where there is none."""
+        ranked = []
+        for index, (item, bits) in enumerate(zip(self.items, self.widths, strict=True)):
+            others = [b for b in item.noise if (b - bits) * self.direction > 0]
+            if others:
+                nearest = min(others, key=lambda b: abs(b - bits))
+                change = (item.noise[nearest] - item.noise[bits]) / (item.count * abs(nearest - bits))
+                ranked.append((change, index, nearest))
+        for change, index, nearest in sorted(ranked):
+            if self.direction > 0 and change >= 0:
+                return False
+            before, self.widths[index] = self.widths[index], nearest
+            if allowed():
+                return True
+            self.widths[index] = before
+        return False
+
+
+def optimal(items: Sequence[Item], goal: Goal) -> Widths | None:
+    """The exact optimum of the additive model, see `choice_knapsack`."""
+    if goal.budget is not None:
+        return solve([{b: (float(i.count * b), i.noise[b]) for b in i.noise} for i in items], goal.budget)
+    assert goal.allowed is not None
+    return solve([{b: (i.noise[b], float(i.count * b)) for b in i.noise} for i in items], goal.allowed)
+
+
+METHODS: Mapping[str, Callable[[Sequence[Item], Goal], Widths | None]] = {
+    "optimal": optimal,
+    "closed_form": closed_form,
+    "greedy": greedy,
+    "equal": equal,
+}
+"""Each takes items and a goal, and returns a width per item, or None where none reaches the goal."""
+
+
+def _nearest(item: Item, bits: int) -> int:
+    return min(item.noise, key=lambda own: (abs(own - bits), own))

@@ -1,0 +1,148 @@
+"""The search for bit-widths on a network: predicted by adding noises up, then measured, all together.
+
+Noises of layers add up as long as they are small (measured: within 2 dB from 4 to 8 bits). What is left of the error
+is taken out by measuring what was chosen: for a wanted SQNR the noise allowed by prediction is corrected by what was
+reached, and for a size the best of several choices counts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from tvm_int8.errors import ConfigError
+from tvm_int8.quantization.bit_allocator import BitAllocator
+from tvm_int8.quantization.bit_budget import METHODS, Goal, Item, Widths, total_bits, total_noise
+from tvm_int8.quantization.layer_noise import NoiseByBits
+
+CORRECTIONS = 8
+"""How often the allowed noise is corrected, at most."""
+MOST_COMBINATIONS = 100_000
+"""Choices that an exhaustive search measures, at most."""
+WEIGHTINGS = ("sensitivity", "sqnr")
+
+
+def items_of(noises: Sequence[NoiseByBits], weighting: str) -> list[Item]:
+    """What is to be allocated: by noise at the outputs ("sensitivity"), or of its own ("sqnr", as in the paper)."""
+    if weighting == "sqnr":
+        return [Item(n.name, n.count, n.own, n.kappa) for n in noises]
+    return [Item(n.name, n.count, n.output, n.kappa, n.gain) for n in noises]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Widths of the items, and the noise at the outputs with them, measured."""
+
+    widths: Widths
+    measured: float
+
+
+class BitSearch:
+    """Chooses widths for the items of a network.
+
+    Parameters
+    ----------
+    allocator : BitAllocator
+    items : sequence of Item
+        The layers' weights; `joint`: and the activations behind them.
+    activations : list of int or None
+        Widths of the activations where they are not among the items; None: 8 bits.
+    joint : bool
+    progress : bool
+    """
+
+    def __init__(
+        self,
+        allocator: BitAllocator,
+        items: Sequence[Item],
+        activations: Widths | None = None,
+        joint: bool = False,
+        progress: bool = True,
+    ):
+        self.allocator, self.items, self.activations, self.joint = allocator, list(items), activations, joint
+        self.progress = progress
+        self.base = 0.0 if joint else allocator.reached(None, activations)
+        """Noise at the outputs that the items have no part in."""
+
+    def measured(self, widths: Widths) -> float:
+        """Noise at the outputs."""
+        if not self.joint:
+            return self.allocator.reached(widths, self.activations)
+        count = len(self.allocator.layers)
+        return self.allocator.reached(widths[:count], widths[count:])
+
+    def within(self, method: str, budget: float) -> Found | None:
+        """Widths that add up to at most `budget` bits; None where there are none."""
+        if method == "exhaustive":
+            return self._best(self._fitting(budget))
+        goal = Goal(budget=budget)
+        methods = ("optimal", "closed_form", "greedy") if method == "optimal" else (method,)
+        candidates = [METHODS[name](self.items, goal) for name in methods]
+        found = self._best(widths for widths in candidates if widths is not None)
+        return self._improved(found, budget) if found is not None and method == "optimal" else found
+
+    def quiet(self, method: str, allowed: float) -> Found | None:
+        """Widths with which the outputs have no more noise than `allowed`; None where none were found."""
+        if method == "exhaustive":
+            return self._smallest(allowed)
+        limit, best, tried = allowed - self.base, None, set()
+        for _ in range(CORRECTIONS):
+            widths = METHODS[method](self.items, Goal(allowed=limit))
+            if widths is None or tuple(widths) in tried:
+                break
+            tried.add(tuple(widths))
+            found = self._found(widths)
+            if found.measured <= allowed and (best is None or self.bits(found) < self.bits(best)):
+                best = found
+            part = max(found.measured - self.base, 1e-3 * allowed) / max(total_noise(self.items, widths), 1e-30)
+            aim = (allowed - self.base) / part
+            limit = aim if found.measured > allowed else max(aim, limit)
+            limit *= 0.98 if found.measured > allowed else 1.0
+        return best
+
+    def bits(self, found: Found) -> int:
+        """All bits of what was found."""
+        return total_bits(self.items, found.widths)
+
+    def _found(self, widths: Widths) -> Found:
+        return Found(widths, self.measured(widths))
+
+    def _best(self, candidates) -> Found | None:
+        return min((self._found(widths) for widths in candidates), key=lambda found: found.measured, default=None)
+
+    def _improved(self, found: Found, budget: float) -> Found:
+        return found
+
+    def _fitting(self, budget: float) -> Iterator[Widths]:
+        """All combinations within a budget that leave no room for another bit."""
+        options = [sorted(item.noise) for item in self.items]
+        self._check(options)
+        counts = [item.count for item in self.items]
+        for widths in itertools.product(*options):
+            left = budget - sum(count * bits for count, bits in zip(counts, widths, strict=True))
+            if left >= 0 and not any(
+                count * (nearest - bits) <= left
+                for count, bits, own in zip(counts, widths, options, strict=True)
+                if (nearest := min((b for b in own if b > bits), default=math.inf)) < math.inf
+            ):
+                yield list(widths)
+
+    def _smallest(self, allowed: float) -> Found | None:
+        options = [sorted(item.noise) for item in self.items]
+        self._check(options)
+        ordered = sorted(itertools.product(*options), key=lambda widths: total_bits(self.items, list(widths)))
+        for widths in tqdm(ordered, "exhaustive", unit="choice", disable=None if self.progress else True):
+            if self.measured(list(widths)) <= allowed:
+                return self._found(list(widths))
+        return None
+
+    def _check(self, options: Sequence[Sequence[int]]) -> None:
+        number = math.prod(len(own) for own in options)
+        if number > MOST_COMBINATIONS:
+            found = f"{number:.3g} combinations of {len(options)} layers"
+            expected = f"at most {MOST_COMBINATIONS}"
+            raise ConfigError("option 'method'", f"'exhaustive': {found}", expected, "pass fewer widths, or 'optimal'")

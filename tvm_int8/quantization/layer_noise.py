@@ -1,0 +1,224 @@
+"""The noise that the weights of each layer make at every bit-width, and the values of each tensor: measured.
+
+*Of its own*: the squared error of weights (values) relative to their square, the paper's 1 / SQNR of a quantiser.
+*At the outputs*: what nothing but this layer (tensor), rounded, does to the network's outputs. The latter knows that
+the same error costs more in some layers than in others; it needs neither gradients nor labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from tqdm import tqdm
+
+from tvm_int8.passes.byte_inputs import is_byte_image
+from tvm_int8.passes.dataflow import Dataflow
+from tvm_int8.passes.expressions import Var, shape_of
+from tvm_int8.passes.quantizers import QuantizerChoice, Quantizers, WeightQuantizer
+from tvm_int8.quantization.few_bits import MOST_BITS
+from tvm_int8.quantization.learned_weights import learn_layer
+from tvm_int8.quantization.output_noise import OutputNoise, decibels
+from tvm_int8.quantization.second_moments import SecondMoments
+
+
+@dataclass(frozen=True)
+class NoiseByBits:
+    """Of one layer's weights, or one tensor.
+
+    Parameters
+    ----------
+    name : str
+        Of the layer; of the tensor, or the layer that delivers it, see `points_of`.
+    count : int
+        How many weights, or values per input.
+    own, output : mapping of int to float
+        Bits to noise power over signal power, of its own and at the outputs.
+    """
+
+    name: str
+    count: int
+    own: Mapping[int, float]
+    output: Mapping[int, float]
+
+    @property
+    def kappa(self) -> float:
+        """Quantisation efficiency in dB per bit: the slope of SQNR = kappa * bits, by least squares."""
+        pairs = [(bits, decibels(noise)) for bits, noise in self.own.items() if noise > 0]
+        if not pairs:
+            return UNIFORM_KAPPA
+        bits, decibel = np.array(pairs).T
+        return max(float(bits @ decibel / (bits @ bits)), LEAST_KAPPA)
+
+    @property
+    def gain(self) -> float:
+        """How much noise at the outputs its own noise becomes: the geometric mean over widths."""
+        pairs = [(self.own[bits], noise) for bits, noise in self.output.items() if noise > 0 and self.own[bits] > 0]
+        return float(np.exp(np.mean([np.log(out / own) for own, out in pairs]))) if pairs else 1.0
+
+    def at(self, widths: Sequence[int]) -> NoiseByBits:
+        """The same with noise for all these widths: in dB on straight lines between those that were measured."""
+        return replace(self, own=_on_lines(self.own, widths), output=_on_lines(self.output, widths))
+
+
+UNIFORM_KAPPA = 20 * np.log10(2.0)
+"""Of a uniform density."""
+LEAST_KAPPA = 0.5
+SILENCE = 1e-15
+"""Noise below which there is none."""
+
+
+class WeightsByBits:
+    """Makes the weights of a network's layers with any number of bits.
+
+    Parameters
+    ----------
+    flow : Dataflow
+        Of the canonical float module.
+    choice : QuantizerChoice
+    quantizers : Quantizers
+        Of all activations.
+    moments : mapping of str to SecondMoments
+        What convolutions read, for rounding few bits; those that are missing are rounded to nearest.
+    correct_bias : bool
+    """
+
+    def __init__(
+        self,
+        flow: Dataflow,
+        choice: QuantizerChoice,
+        quantizers: Quantizers,
+        moments: Mapping[str, SecondMoments],
+        correct_bias: bool,
+    ):
+        self.choice, self.quantizers, self.moments, self.correct_bias = choice, quantizers, moments, correct_bias
+        self.bindings = {b.var.name: b for b in flow.bindings if b.var.name in quantizers.weights}
+        self._made: dict[tuple[str, int], WeightQuantizer] = {}
+
+    def __call__(self, name: str, bits: int) -> WeightQuantizer:
+        """The weight of the convolution that binds `name`."""
+        if (name, bits) not in self._made:
+            self._made[name, bits] = self._make(name, bits)
+        return self._made[name, bits]
+
+    def _make(self, name: str, bits: int) -> WeightQuantizer:
+        if bits >= self.quantizers.weights[name].bits:
+            return self.quantizers.weights[name]
+        binding = self.bindings[name]
+        plain = self.choice.weight(binding, self.quantizers, bits)
+        if bits > MOST_BITS or name not in self.moments:
+            return plain
+        return learn_layer(binding.value, plain, self.moments[name], self.correct_bias)
+
+
+def measure_weights(
+    weights: WeightsByBits, layers: Mapping[str, str], bits: Sequence[int], noise: OutputNoise, progress: bool = True
+) -> list[NoiseByBits]:
+    """Measure all layers.
+
+    Parameters
+    ----------
+    weights : WeightsByBits
+    layers : mapping of str to str
+        What a convolution binds -> its layer's name.
+    bits : sequence of int
+        The widths.
+    noise : OutputNoise
+        On a network that rounds nothing, as it is left.
+    progress : bool
+    """
+    found = []
+    for name, layer in _bar(layers.items(), "noise of weights", progress):
+        exact = weights.quantizers.weights[name].exact
+        own, output = {}, {}
+        for width in bits:
+            quantizer = weights(name, width)
+            own[width] = _relative(quantizer.real - exact, exact)
+            noise.network.set_weight(name, quantizer)
+            output[width] = noise.measure()
+        noise.network.set_weight(name, None)
+        found.append(NoiseByBits(layer, exact.size, own, output))
+    return found
+
+
+@dataclass(frozen=True)
+class Point:
+    """Tensors that share their integers' scale.
+
+    name : of the layer that delivers the first, where that is unique and is no input's; else the tensor's.
+    """
+
+    name: str
+    variables: tuple[Var, ...]
+
+    @property
+    def count(self) -> int:
+        """How many values the first has."""
+        return int(np.prod(shape_of(self.variables[0])))
+
+
+def points_of(choice: QuantizerChoice, quantizers: Quantizers) -> list[Point]:
+    """What can have bits of its own among activations; images of bytes are what they are."""
+    plan, origins = choice.plan, {}
+    for var in plan.quantized:
+        if var.name in quantizers.activations and not is_byte_image(choice.flow.value(plan.origin(var))):
+            origins.setdefault(plan.origin(var), []).append(var)
+    layers = [choice.deliverer.get(origin, "") for origin in origins]
+    tensors = {origin.name for origin in origins}
+    points = []
+    for (origin, variables), layer in zip(origins.items(), layers, strict=True):
+        unique = layer and layers.count(layer) == 1 and layer not in tensors - {origin.name}
+        ordered = sorted(variables, key=lambda var, first=origin: var is not first)
+        points.append(Point(layer if unique else origin.name, tuple(ordered)))
+    return points
+
+
+def measure_activations(
+    points: Sequence[Point],
+    choice: QuantizerChoice,
+    quantizers: Quantizers,
+    bits: Sequence[int],
+    noise: OutputNoise,
+    tensors: Sequence[Mapping[str, np.ndarray]],
+    progress: bool = True,
+) -> list[NoiseByBits]:
+    """Measure all tensors; `tensors` are their values for some inputs, by name, the rest as for `measure_weights`."""
+    found = []
+    for point in _bar(points, "noise of activations", progress):
+        own, output = {}, {}
+        first = point.variables[0].name
+        for width in bits:
+            for var in point.variables:
+                rounded = choice.with_bits(var, quantizers.activations[var.name], width)
+                noise.network.set_activation(var.name, rounded)
+            output[width] = noise.measure()
+            rounded = choice.with_bits(point.variables[0], quantizers.activations[first], width)
+            exact = [values[first] for values in tensors]
+            own[width] = _relative(np.array([rounded.rounded(values) - values for values in exact]), np.array(exact))
+        for var in point.variables:
+            noise.network.set_activation(var.name, None)
+        found.append(NoiseByBits(point.name, point.count, own, output))
+    return found
+
+
+def _on_lines(noise: Mapping[int, float], widths: Sequence[int]) -> dict[int, float]:
+    """Beyond the ends the lines go on: to more bits with the slope of a uniform density, to fewer with the next one."""
+    known = np.array(sorted(noise))
+    levels = np.array([decibels(max(noise[bits], SILENCE)) for bits in known])
+    first = (levels[1] - levels[0]) / (known[1] - known[0]) if len(known) > 1 else UNIFORM_KAPPA
+    found = {}
+    for bits in widths:
+        level = float(np.interp(bits, known, levels))
+        level += min(bits - known[0], 0) * first + max(bits - known[-1], 0) * UNIFORM_KAPPA
+        found[bits] = noise.get(bits, 10 ** (-level / 10))
+    return found
+
+
+def _relative(error: np.ndarray, exact: np.ndarray) -> float:
+    power = float(np.square(exact, dtype=np.float64).sum())
+    return float(np.square(error, dtype=np.float64).sum()) / power if power else 0.0
+
+
+def _bar(items: Iterable, text: str, progress: bool):
+    return tqdm(items, text, unit="layer", disable=None if progress else True)
