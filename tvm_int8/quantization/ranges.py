@@ -136,7 +136,8 @@ def find_ranges(
     else:
         batches = _KeepFirst(CalibrationBatches(calibration, specs), kept)
     keep = config.range_search or config.bits is not None  # few bits want narrower ranges
-    table = _collect(network, batches, plan, config, progress, 6, keep)
+    tiled = {} if calibration is None else _tiled(plan, config)  # tails of made-up inputs tell nothing
+    table = _collect(network, batches, plan, config, progress, 6, keep, tiled)
     return table, Reference(network, batches.first)
 
 
@@ -145,8 +146,10 @@ def observe_ranges(
 ) -> CalibrationTable:
     """The table of a canonical float module on calibration data."""
     plan = plan_quantization(Dataflow(mod), config)
-    network = LazyNetwork(mod, list(dict.fromkeys([*(var.name for var in plan.points()), *_tiled(plan, config)])))
-    return _collect(network, CalibrationBatches(data, input_specs(mod)), plan, config, progress, 4, keep_histograms)
+    tiled = _tiled(plan, config)
+    network = LazyNetwork(mod, list(dict.fromkeys([*(var.name for var in plan.points()), *tiled])))
+    batches = CalibrationBatches(data, input_specs(mod))
+    return _collect(network, batches, plan, config, progress, 4, keep_histograms, tiled)
 
 
 def _collect(
@@ -156,9 +159,10 @@ def _collect(
     config: QuantizationConfig,
     progress: bool,
     stacklevel: int,
-    keep_histograms: bool = False,
+    keep_histograms: bool,
+    tiled: Mapping[str, Sequence[tuple[int, int, int, int]]],
 ) -> CalibrationTable:
-    """The table of a plan's points."""
+    """The table of a plan's points, and what is transformed."""
     points = [var.name for var in plan.points()]
     layers = {unit.output.name: unit.layer for unit in plan.units}
     for pattern in config.unmatched_methods([(name, layers.get(name, "")) for name in points]):
@@ -173,7 +177,7 @@ def _collect(
         keep_histograms=keep_histograms,
         channel_points=plan.channel_points(),
         layers=layers,
-        tiled=_tiled(plan, config),
+        tiled=tiled,
     )
 
 

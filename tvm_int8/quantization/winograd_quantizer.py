@@ -32,8 +32,8 @@ class WinogradQuantizer:
     output_scale : float32 [positions, O]
     correction : float64 [O], optional
         Added to the accumulators: the mean error, taken out.
-    loss_db : float
-        What the layer's SQNR is expected to lose against the direct convolution.
+    loss_db : float, optional
+        What the layer's SQNR is expected to lose against the direct convolution. None: not known without data.
     """
 
     tile: tuple[int, int]
@@ -43,12 +43,13 @@ class WinogradQuantizer:
     input_scale: np.ndarray
     output_scale: np.ndarray
     correction: np.ndarray | None = None
-    loss_db: float = 0.0
+    loss_db: float | None = None
 
     def __str__(self) -> str:
         rows, columns = self.tile
         wide = f", {len(self.wide)} of {len(self.output_scale)} positions in 16 bits" if self.wide else ""
-        return f"Winograd {rows}x{columns}{wide}: {self.loss_db:+.1f} dB"
+        loss = "accuracy not predicted without data" if self.loss_db is None else f"SQNR {-self.loss_db:+.1f} dB"
+        return f"Winograd {rows}x{columns}{wide}: {loss}"
 
 
 def quantize_transformed(
