@@ -180,8 +180,9 @@ def test_calibrate_passes_options_on(capsys, calls):
 
 def test_single_options_of_quantisation_are_passed_on(capsys, calls, tmp_path):
     options = ["--exclude", "/head/*", "--exclude", "fc", "--min-sqnr-db", 30, "--max-slowdown", 0.1]
-    run(capsys, "compile", "m.onnx", "-o", tmp_path / "net.so", *options)
-    expected = tvm_int8.QuantizationConfig(exclude=["/head/*", "fc"], min_sqnr_db=30.0, max_slowdown=0.1)
+    run(capsys, "compile", "m.onnx", "-o", tmp_path / "net.so", *options, "--winograd", "off")
+    given = dict(exclude=["/head/*", "fc"], min_sqnr_db=30.0, max_slowdown=0.1, winograd="off")
+    expected = tvm_int8.QuantizationConfig(**given)
     assert calls[0][1]["quantization"] == expected
 
 

@@ -14,6 +14,7 @@ def test_defaults_are_valid():
     assert (config.exclude, config.methods, config.min_sqnr_db) == ((), (), None)
     assert (config.bias_correction, config.rounding, config.weight_clipping) == ("empirical", "sums", "none")
     assert (config.weight_bits, config.equalization, config.activation_symmetric) == (8, False, False)
+    assert (config.winograd, config.winograd_max_loss_db) == ("auto", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,10 @@ def test_defaults_are_valid():
         ({"min_sqnr_db": "30"}, ["'min_sqnr_db'", "'30'", "decibels"]),
         ({"min_sqnr_db": float("inf")}, ["'min_sqnr_db'", "inf"]),
         ({"min_sqnr_db": False}, ["'min_sqnr_db'", "False"]),
+        ({"winograd": "yes"}, ["'winograd'", "'auto', 'off', 'always'"]),
+        ({"winograd": True}, ["'winograd'", "True"]),
+        ({"winograd_max_loss_db": "1"}, ["'winograd_max_loss_db'", "decibels"]),
+        ({"winograd_max_loss_db": float("inf")}, ["'winograd_max_loss_db'", "inf"]),
         ({"methods": {"conv1": "median"}}, ["\"methods['conv1']\"", "'median'", "'minmax'"]),
         ({"methods": {"": "minmax"}}, ["'methods'", "pattern -> method"]),
         ({"methods": {1: "minmax"}}, ["'methods'"]),

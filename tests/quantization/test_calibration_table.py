@@ -8,6 +8,7 @@ import pytest
 from tvm_int8.errors import CalibrationError
 from tvm_int8.quantization.calibration_table import CalibrationTable, TensorRange
 from tvm_int8.quantization.observers import Histogram
+from tvm_int8.quantization.transformed_statistics import TransformedStatistics
 
 
 def _table():
@@ -232,3 +233,37 @@ def test_fingerprint_depends_on_the_names_alone():
 
     assert fingerprint("a", "b") == fingerprint("b", "a")
     assert len({fingerprint("a", "b"), fingerprint("a"), fingerprint("ab"), fingerprint("a,b")}) == 4
+
+
+def _with_transformed():
+    rng = np.random.default_rng(0)
+    arrays = [rng.random(3).round(2) for _ in range(3)] + [rng.random((36, 3)).round(2) for _ in range(2)]
+    return CalibrationTable(_table(), {"relu": TransformedStatistics(*arrays)})
+
+
+def test_transformed_statistics_survive(tmp_path):
+    _with_transformed().save(tmp_path / "t.json")
+    loaded = CalibrationTable.load(tmp_path / "t.json")
+    assert loaded == _table() and loaded.fingerprint == _table().fingerprint
+    assert loaded.transformed["relu"].to_dict() == _with_transformed().transformed["relu"].to_dict()
+    assert CalibrationTable.load(_saved(tmp_path)).transformed == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.update(transformed=[]), ["no object"]),
+        (lambda d: d["transformed"].update(relu=3), ["'relu'", "does not fit"]),
+        (lambda d: d["transformed"]["relu"].pop("mean"), ["'relu'", "does not fit"]),
+        (lambda d: d["transformed"]["relu"]["power"].pop(), ["'relu'", "shape"]),
+    ],
+)
+def test_transformed_statistics_that_do_not_fit_are_refused(tmp_path, change, words):
+    path = tmp_path / "t.json"
+    _with_transformed().save(path)
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(CalibrationError) as caught:
+        CalibrationTable.load(path)
+    assert all(word in str(caught.value) for word in words)
