@@ -4,7 +4,7 @@
 
 For integers what can be ordered is what has been calibrated: `WinogradQuantizer`s by layer.  float32 can take any tile.
 
-Requires   AssignLayouts.
+Requires   OrderKernels.
 Ensures    module attribute `NOTES` says of every layer that could be tiled what became of it.
 Method     Shen et al. 2018; Li et al. 2021 (LoWino).
 """
@@ -58,7 +58,7 @@ class OrderWinograd:
             return self._chosen(value, notes)
 
         out = rebuild(mod, rewrite)
-        return out.with_attr(NOTES, notes)
+        return out.with_attr(NOTES, notes) if notes else out
 
     def _chosen(self, call: relax.Call, notes: dict[str, str]) -> Expr | None:
         spec = spec_of(call)
@@ -85,14 +85,14 @@ def by_layer(flow: Dataflow, candidates: Candidates) -> dict[str, Sequence[Winog
 
 
 def can_be_tiled(spec) -> bool:
-    """Whether a kernel is a convolution that Winograd's algorithm computes, on packed data."""
+    """Whether a kernel is a convolution that Winograd's algorithm computes, and has channels to fill vectors with."""
     return (
         type(spec) is Conv2d
         and (spec.kernel, spec.strides, spec.dilation) == ((3, 3), (1, 1), (1, 1))
         and spec.groups == 1
         and not spec.transposed
         and spec.pad_value is not None
-        and spec.inputs[0].block == spec.result.block == LANES
+        and min(spec.inputs[0].shape[1], spec.result.shape[1]) >= LANES
         and min(spec.result.shape[2:]) > 1
     )
 
@@ -132,5 +132,5 @@ def _integer_order(call: relax.Call, spec: WinogradConv2d, quantizer: WinogradQu
 
 
 def _ordered(call: relax.Call, spec: WinogradConv2d, constants) -> relax.Call:
-    shape = spec.result.physical_shape
+    shape = [int(size) for size in call.attrs["shape"]]
     return kernel_call(spec, inputs_of(call), constants, tensor_of(call), shape, stored_of(call))

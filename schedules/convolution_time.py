@@ -40,12 +40,13 @@ def time_of(spec: Conv2d, cpu: Cpu) -> float:
 
 def _direct(spec: Conv2d, cpu: Cpu) -> float:
     n, _, height, width = spec.result.shape
-    vectors = n * height * width * spec.result.channel_blocks
-    channels = spec.inputs[0].channel_blocks * LANES // spec.groups
+    in_blocks, out_blocks = _blocks(spec)
+    vectors = n * height * width * out_blocks
+    channels = in_blocks * LANES // spec.groups
     taps = spec.kernel[0] * spec.kernel[1]
     integer = spec.inputs[0].dtype == "uint8"
     step = STEP[cpu.dot] * (TILES_OF_AMX if cpu.amx else 1) / 4 if integer else 512 / cpu.vector_bits
-    size = taps * channels * spec.result.channel_blocks * LANES * (1 if integer else 4)
+    size = taps * channels * out_blocks * LANES * (1 if integer else 4)
     return vectors * (taps * channels * step + EPILOGUE) + _reading(size, cpu, 1)
 
 
@@ -53,7 +54,7 @@ def _winograd(spec: WinogradConv2d, cpu: Cpu) -> float:
     n, _, height, width = spec.result.shape
     rows, columns = tile_counts(spec)
     tiles, positions = n * rows * columns, winograd.positions(spec.tile)
-    in_blocks, out_blocks = spec.inputs[0].channel_blocks, spec.result.channel_blocks
+    in_blocks, out_blocks = _blocks(spec)
     integer, halves = spec.inputs[0].dtype == "uint8", 512 / cpu.vector_bits
     step = STEP[cpu.dot] / 4 if integer else halves
     word_step = WORD_STEP.get(cpu.dot, 2 * STEP[cpu.dot] * cpu.word_instructions) / 4
@@ -64,6 +65,11 @@ def _winograd(spec: WinogradConv2d, cpu: Cpu) -> float:
     size = (positions + wide) * in_blocks * out_blocks * LANES**2 * (1 if integer else 4)
     epilogue = n * height * width * out_blocks * EPILOGUE
     return tiles * (products * out_blocks + transforms) + epilogue + _reading(size, cpu, 1)
+
+
+def _blocks(spec: Conv2d) -> tuple[int, int]:
+    """Of sixteen channels, of data and of results, wherever these will lie."""
+    return -(-spec.inputs[0].shape[1] // LANES), -(-spec.result.shape[1] // LANES)
 
 
 def _reading(weight_bytes: int, cpu: Cpu, times: int) -> float:

@@ -39,15 +39,16 @@ class Quantised:
 def compile_and_keep(model: onnx.ModelProto, **options) -> Quantised:
     graphs = []
 
-    def build(mod, *arguments):
-        graphs.append(mod)
-        return lower_and_build(mod, *arguments)
+    def build(mod, target, cpu, choose, tiles):
+        ordered = pipeline.order()(mod)
+        graphs.append(ordered if tiles is None else tiles(ordered))
+        return lower_and_build(mod, target, cpu, choose, tiles)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "lower_and_build", build)
         module = api.compile(model, **options)
     (graph,) = graphs
-    return Quantised(model, module, pipeline.canonical_float()(load_model(model)), pipeline.order()(graph))
+    return Quantised(model, module, pipeline.canonical_float()(load_model(model)), graph)
 
 
 @pytest.fixture(scope="module", params=NETWORKS)

@@ -127,25 +127,29 @@ def order() -> tvm.transform.Pass:
     )
 
 
-def place() -> tvm.transform.Pass:
-    """Passes 3 without the last ones: QDQ (or float) -> kernel orders on packed tensors, which are what is tuned."""
-    return tvm.transform.Sequential(
-        [
-            order(),
-            MergeGathers(),  # before layouts, because it removes tensors
-            AssignLayouts(),  # after ordering, because layouts belong to kernels
-            OverlayChannels(),  # after layouts, because they decide which channels lie together
-        ]
-    )
-
-
 def tile(candidates: Candidates, cpu: Cpu, always: bool = False) -> tvm.transform.Pass:
-    """Between `place` and `schedule`: convolutions that are faster so, or `always`, in the Winograd domain."""
+    """After `order`: convolutions that are faster so, or `always`, in the Winograd domain."""
 
     def choose(specs: Sequence[Conv2d]) -> int:
         return 1 + fastest(specs[1:], cpu) if always else fastest(specs, cpu)
 
     return OrderWinograd(candidates, choose)
+
+
+def place(tiles: tvm.transform.Pass | None = None) -> tvm.transform.Pass:
+    """Passes 3 without the last ones: QDQ (or float) -> kernel orders on packed tensors, which are what is tuned.
+
+    `tiles` is what `tile` returns; without it all convolutions are direct.
+    """
+    return tvm.transform.Sequential(
+        [
+            order(),
+            *([tiles] if tiles else []),  # after ordering, because what it replaces are orders
+            MergeGathers(),  # before layouts, because it removes tensors
+            AssignLayouts(),  # after ordering, because layouts belong to kernels
+            OverlayChannels(),  # after layouts, because they decide which channels lie together
+        ]
+    )
 
 
 def schedule(cpu: Cpu, choose: Choose = lambda spec: None) -> tvm.transform.Pass:
@@ -163,11 +167,8 @@ def schedule(cpu: Cpu, choose: Choose = lambda spec: None) -> tvm.transform.Pass
 
 
 def lower(cpu: Cpu, choose: Choose = lambda spec: None, tiles: tvm.transform.Pass | None = None) -> tvm.transform.Pass:
-    """Passes 3: QDQ (or float) -> calls of scheduled functions, with the knobs that `choose` knows for a spec.
-
-    `tiles` is what `tile` returns; without it all convolutions are direct.
-    """
-    return tvm.transform.Sequential([place(), *([tiles] if tiles else []), schedule(cpu, choose)])
+    """Passes 3: QDQ (or float) -> calls of scheduled functions, with the knobs that `choose` knows for a spec."""
+    return tvm.transform.Sequential([place(tiles), schedule(cpu, choose)])
 
 
 def lift_constants(counts: dict[str, int]) -> tvm.transform.Pass:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.schedules.kernel_testing import assert_exact
 from tests.schedules.test_conv2d import constants_for, conv_spec
+from tests.schedules.winograd_testing import winograd_constants, winograd_spec
 from tvm_int8.schedules.knobs import PLAUSIBLE, KnobSpace
 from tvm_int8.schedules.registry import RULES, applicable, rule_of
 from tvm_int8.specs import Output
@@ -36,6 +37,9 @@ SPECS = {
     "transposed": conv_spec(transposed=True, c=24, o=40, strides=(2, 2), padding=(1, 1, 1, 1), output_padding=(1, 1)),
     "batch": conv_spec(n=3, c=32, o=40, hw=(7, 7)),
     "large": conv_spec(c=256, o=256, hw=(28, 28)),
+    "tiles": winograd_spec(c=64, o=96, hw=(14, 14)),
+    "tiles of words": winograd_spec(c=48, o=64, hw=(9, 30), tile=(4, 2), wide="all"),
+    "float32 tiles": winograd_spec(c=32, o=64, hw=(12, 12), dtype="float32", output=Output("float32")),
     "depthwise": depthwise_spec(hw=(14, 14)),
     "depthwise strided": depthwise_spec(strides=(2, 2), kernel=(5, 5), hw=(15, 15)),
     "float32": float_spec(c=64, o=96, hw=(14, 14)),
@@ -58,7 +62,11 @@ def spaces(spec, cpu):
 
 def test_the_table_reaches_every_template():
     reached = {rule.template for spec in SPECS.values() for cpu in CPUS.values() for rule in applicable(spec, cpu)}
-    assert reached == {"conv2d", "conv2d_amx", "depthwise_conv2d"} == {r.template for r in RULES if r.template}
+    assert (
+        reached
+        == {"conv2d", "conv2d_amx", "depthwise_conv2d", "winograd_conv2d"}
+        == {r.template for r in RULES if r.template}
+    )
 
 
 @pytest.mark.parametrize("cpu", CPUS.values(), ids=CPUS)
@@ -152,7 +160,7 @@ def test_points_that_the_model_finds_implausible_are_left_out():
     assert space.objection({"n": 3}) is None
 
 
-def check_random_points(template, mcpu, spec):
+def check_random_points(template, mcpu, spec, constants=None):
     """Six points, drawn from all that are valid, not only from those that are searched."""
     rule, cpu = rule_of(template), CPUS[f"{mcpu} 2t"]
     points = list(rule.knob_space(spec, cpu)._valid_points())
@@ -161,7 +169,7 @@ def check_random_points(template, mcpu, spec):
         inputs = [np.random.default_rng(1).integers(-8, 8, t.shape).astype(np.float32) for t in spec.inputs]
     for seed, knobs in enumerate(random.Random(0).sample(points, min(6, len(points)))):
         try:
-            assert_exact(rule, spec, constants_for(spec), inputs, cpu, knobs, seed)
+            assert_exact(rule, spec, constants or constants_for(spec), inputs, cpu, knobs, seed)
         except Exception as error:
             raise AssertionError(f"{template} with {knobs}: {error}") from error
 
@@ -185,6 +193,12 @@ def test_random_points_of_conv2d(name):
 @pytest.mark.isa("avx2", "fma")
 def test_random_points_of_conv2d_in_half_as_many_registers():
     check_random_points("conv2d", "haswell", conv_spec(c=3, o=24, block=4, kernel=(5, 5), strides=(2, 2), hw=(12, 15)))
+
+
+@pytest.mark.isa("avx512vnni")
+def test_random_points_of_winograd_conv2d():
+    spec = winograd_spec(c=40, o=72, hw=(13, 18), wide=(0, 7))
+    check_random_points("winograd_conv2d", "cascadelake", spec, winograd_constants(spec))
 
 
 @pytest.mark.isa("avx512vnni", "amx_int8")
