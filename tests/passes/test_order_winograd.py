@@ -16,7 +16,7 @@ from tvm_int8.passes.order_winograd import NOTES, OrderWinograd, by_layer
 from tvm_int8.quantization.sqnr import sqnr_db
 from tvm_int8.quantization.winograd_quantizer import quantize_transformed
 from tvm_int8.reference.network import run_network
-from tvm_int8.specs import WinogradConv2d
+from tvm_int8.specs import Conv2d, WinogradConv2d
 
 
 def network():
