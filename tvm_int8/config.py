@@ -97,8 +97,8 @@ class QuantizationConfig:
         error, which may clip the largest weights.
     rounding : str
         How weights become integers: ``"nearest"``; ``"sums"``, to the nearest except where that keeps the sum of a
-        kernel's taps; ``"learned"``, up or down as calibration data wants it. Weights of 1 to
-        6 bits are learned with "sums", too, where there are calibration data.
+        kernel's taps; ``"learned"``, up or down as calibration data wants it. Weights to which
+        `bits` gives fewer are learned with "sums", too, where there are calibration data.
     equalization : bool
         Move scale between consecutive layers, so that their channels span similar ranges.
     bias_correction : str or bool

@@ -17,8 +17,7 @@ from tvm_int8.passes.byte_inputs import is_byte_image
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import Var, shape_of
 from tvm_int8.passes.quantizers import QuantizerChoice, Quantizers, WeightQuantizer
-from tvm_int8.quantization.few_bits import MOST_BITS
-from tvm_int8.quantization.learned_weights import learn_layer
+from tvm_int8.quantization.learned_weights import LearnedLayer
 from tvm_int8.quantization.output_noise import OutputNoise, decibels
 from tvm_int8.quantization.second_moments import SecondMoments
 
@@ -95,6 +94,7 @@ class WeightsByBits:
         self.choice, self.quantizers, self.moments, self.correct_bias = choice, quantizers, moments, correct_bias
         self.bindings = {b.var.name: b for b in flow.bindings if b.var.name in quantizers.weights}
         self._made: dict[tuple[str, int], WeightQuantizer] = {}
+        self._learned: dict[str, LearnedLayer] = {}
 
     def __call__(self, name: str, bits: int) -> WeightQuantizer:
         """The weight of the convolution that binds `name`."""
@@ -107,9 +107,11 @@ class WeightsByBits:
             return self.quantizers.weights[name]
         binding = self.bindings[name]
         plain = self.choice.weight(binding, self.quantizers, bits)
-        if bits > MOST_BITS or name not in self.moments:
+        if name not in self.moments:
             return plain
-        return learn_layer(binding.value, plain, self.moments[name], self.correct_bias)
+        if name not in self._learned:
+            self._learned[name] = LearnedLayer(binding.value, self.moments[name], self.correct_bias)
+        return self._learned[name](plain)
 
 
 def measure_weights(

@@ -12,6 +12,8 @@ the better.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
 DAMPING = 0.01
@@ -42,15 +44,56 @@ def learn_rounding(
     float32 [O, K]
         Integers within ``[least, limit]``, never worse on `moments`, damped, than rounding to nearest.
     """
-    weight = np.asarray(weight, np.float32)
-    ends = (-limit if least is None else least), limit
-    nearest = np.clip(np.rint(weight), *ends)
-    moments = damped(moments)
-    if moments.diagonal().mean() < np.finfo(np.float32).tiny:  # nothing was ever read, or too little to compute with
-        return nearest
-    learned = _descend(_with_feedback(weight, moments, ends), weight, moments, ends)
-    better = row_errors(learned - weight, moments) < row_errors(nearest - weight, moments)
-    return np.where(better[:, None], learned, nearest)
+    return Rounding(moments).learn(weight, -limit if least is None else least, limit)
+
+
+class Rounding:
+    """Rounds matrices for the same inputs: what only the moments decide is computed once.
+
+    Parameters
+    ----------
+    moments : float [K, K]
+        E[x x'] of the inputs.
+    """
+
+    def __init__(self, moments: np.ndarray):
+        self.moments = damped(moments)
+
+    def learn(self, weight: np.ndarray, least: int, most: int) -> np.ndarray:
+        """Round a matrix [O, K] to integers within [least, most], see `learn_rounding`."""
+        weight, moments = np.asarray(weight, np.float32), self.moments
+        nearest = np.clip(np.rint(weight), least, most)
+        if moments.diagonal().mean() < np.finfo(np.float32).tiny:  # nothing was read, or too little to compute with
+            return nearest
+        learned = _descend(self._with_feedback(weight, least, most), weight, moments, (least, most))
+        better = row_errors(learned - weight, moments) < row_errors(nearest - weight, moments)
+        return np.where(better[:, None], learned, nearest)
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return np.argsort(-self.moments.diagonal(), kind="stable")
+
+    @cached_property
+    def _factors(self) -> np.ndarray:
+        """The upper Cholesky factor, float32, of the ordered moments' inverse."""
+        inverse = np.linalg.inv(self.moments[np.ix_(self._order, self._order)].astype(np.float64))
+        return np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
+
+    def _with_feedback(self, weight: np.ndarray, least: int, most: int) -> np.ndarray:
+        """Round column by column, the largest moments first; the columns behind take over what each lost."""
+        order, upper = self._order, self._factors
+        open_columns, rounded = np.array(weight[:, order]), np.empty_like(weight)
+        for start in range(0, weight.shape[1], _BLOCK):
+            block = slice(start, min(start + _BLOCK, weight.shape[1]))
+            factors, columns = upper[block, block], open_columns[:, block]
+            lost = np.empty_like(columns)
+            for k in range(columns.shape[1]):
+                integers = np.clip(np.rint(columns[:, k]), least, most)
+                lost[:, k] = (columns[:, k] - integers) / factors[k, k]
+                rounded[:, order[start + k]] = integers
+                columns[:, k + 1 :] -= np.outer(lost[:, k], factors[k, k + 1 :])
+            open_columns[:, block.stop :] -= lost @ upper[block, block.stop :]
+        return rounded
 
 
 def damped(moments: np.ndarray) -> np.ndarray:
@@ -63,25 +106,6 @@ def damped(moments: np.ndarray) -> np.ndarray:
 def row_errors(error: np.ndarray, moments: np.ndarray) -> np.ndarray:
     """e H e' of every row e of [O, K]."""
     return np.einsum("ok,ok->o", error @ moments, error)
-
-
-def _with_feedback(weight: np.ndarray, moments: np.ndarray, ends: tuple[int, int]) -> np.ndarray:
-    """Round column by column, the largest moments first; the columns behind take over what each lost."""
-    order = np.argsort(-moments.diagonal(), kind="stable")
-    inverse = np.linalg.inv(moments[np.ix_(order, order)].astype(np.float64))
-    upper = np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
-    open_columns, rounded = np.array(weight[:, order]), np.empty_like(weight)
-    for start in range(0, weight.shape[1], _BLOCK):
-        block = slice(start, min(start + _BLOCK, weight.shape[1]))
-        factors, columns = upper[block, block], open_columns[:, block]
-        lost = np.empty_like(columns)
-        for k in range(columns.shape[1]):
-            integers = np.clip(np.rint(columns[:, k]), *ends)
-            lost[:, k] = (columns[:, k] - integers) / factors[k, k]
-            rounded[:, order[start + k]] = integers
-            columns[:, k + 1 :] -= np.outer(lost[:, k], factors[k, k + 1 :])
-        open_columns[:, block.stop :] -= lost @ upper[block, block.stop :]
-    return rounded
 
 
 def _descend(integers: np.ndarray, weight: np.ndarray, moments: np.ndarray, ends: tuple[int, int]) -> np.ndarray:

@@ -13,7 +13,7 @@ from tvm import relax
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.quantizers import Quantizers, WeightQuantizer
 from tvm_int8.quantization.calibrate import Run
-from tvm_int8.quantization.learned_rounding import damped, learn_rounding
+from tvm_int8.quantization.learned_rounding import Rounding
 from tvm_int8.quantization.output_noise import Batch
 from tvm_int8.quantization.second_moments import SecondMoments
 from tvm_int8.quantization.weights import weight_limit
@@ -59,7 +59,7 @@ def learn_weights(
     moments = observe_moments(calls, quantizers, network, batches, progress)
     learned = dict(quantizers.weights)
     for name, found in tqdm(moments.items(), "round weights", unit="layer", disable=None if progress else True):
-        learned[name] = learn_layer(calls[name], quantizers.weights[name], found, correct_bias)
+        learned[name] = LearnedLayer(calls[name], found, correct_bias)(quantizers.weights[name])
     return replace(quantizers, weights=learned)
 
 
@@ -92,57 +92,73 @@ def _read(call: relax.Call, tensors: Mapping[str, np.ndarray], quantizers: Quant
     return values.astype(np.float32)
 
 
-def learn_layer(
-    call: relax.Call, weight: WeightQuantizer, moments: SecondMoments, correct_bias: bool
-) -> WeightQuantizer:
-    """Round the weight of one convolution, for the moments of what it reads."""
-    groups, outputs = int(call.attrs.groups), weight.values.shape[0]
-    met = moments.central if correct_bias else moments.products  # what is the same everywhere is corrected anyway
-    learned = (_learn_integers if weight.lowest is None else _learn_codes)(weight, met)
-    if not correct_bias:
-        return replace(learned, correction=None)
-    error = (learned.real - weight.exact).reshape(groups, outputs // groups, -1)
-    correction = -np.einsum("gok,gk->go", error, moments.mean).reshape(1, -1, 1, 1)
-    return replace(learned, correction=correction.astype(np.float32))
+class LearnedLayer:
+    """Rounds the weight of one convolution, to any number of bits, for the moments of what it reads.
+
+    Parameters
+    ----------
+    call : Call
+        Of the float network.
+    moments : SecondMoments
+    correct_bias : bool
+        Take what errors add on average out of the layer's results.
+    """
+
+    def __init__(self, call: relax.Call, moments: SecondMoments, correct_bias: bool):
+        self.call, self.correct_bias, self.mean = call, correct_bias, moments.mean
+        met = moments.central if correct_bias else moments.products  # what is the same everywhere is corrected anyway
+        self.groups = [Rounding(group) for group in met]
+
+    def __call__(self, weight: WeightQuantizer) -> WeightQuantizer:
+        """The weight with other integers, and, of few bits, other scales."""
+        learned = self._integers(weight) if weight.lowest is None else self._codes(weight)
+        if not self.correct_bias:
+            return replace(learned, correction=None)
+        error = self._by_group(learned.real - weight.exact)
+        correction = -np.einsum("gok,gk->go", error, self.mean).reshape(1, -1, 1, 1)
+        return replace(learned, correction=correction.astype(np.float32))
+
+    def _integers(self, weight: WeightQuantizer) -> WeightQuantizer:
+        scale, limit = (
+            weight.scale.reshape(-1, 1, 1, 1) if weight.scale.ndim else weight.scale,
+            weight_limit(weight.bits),
+        )
+        exact = self._by_group(weight.exact / scale)
+        rows = [group.learn(own, -limit, limit) for group, own in zip(self.groups, exact, strict=True)]
+        return replace(weight, values=np.stack(rows).reshape(weight.values.shape).astype(np.int8))
+
+    def _codes(self, weight: WeightQuantizer) -> WeightQuantizer:
+        """Few bits: round codes, then fit the scales to them by least squares, in turns."""
+        assert weight.lowest is not None
+        outputs = len(weight.values)
+        exact = self._by_group(weight.exact)
+        lowest, scale = (
+            self._by_group(np.broadcast_to(array.reshape(-1, 1), (outputs, 1)).astype(np.float32))
+            for array in (weight.lowest, weight.scale)
+        )
+        for _ in range(SCALE_TURNS):
+            codes = [
+                group.learn((own / s - low) / 2, 0, 2**weight.bits - 1)
+                for group, own, s, low in zip(self.groups, exact, scale, lowest, strict=True)
+            ]
+            values = 2 * np.stack(codes) + lowest
+            if not weight.scale.ndim:
+                break
+            fitted = [
+                _fitted(group.moments, *own) for group, *own in zip(self.groups, exact, values, scale, strict=True)
+            ]
+            scale = np.stack(fitted)
+        scales = scale.reshape(-1) if weight.scale.ndim else weight.scale
+        return replace(weight, values=values.reshape(weight.values.shape).astype(np.int8), scale=scales)
+
+    def _by_group(self, array: np.ndarray) -> np.ndarray:
+        """[O, ...] as [G, O / G, K]."""
+        return array.reshape(len(self.groups), len(array) // len(self.groups), -1)
 
 
-def _learn_integers(weight: WeightQuantizer, moments: np.ndarray) -> WeightQuantizer:
-    scale = weight.scale.reshape(-1, 1, 1, 1) if weight.scale.ndim else weight.scale
-    exact = _by_group(weight.exact / scale, moments)
-    rows = [learn_rounding(*pair, weight_limit(weight.bits)) for pair in zip(exact, moments, strict=True)]
-    return replace(weight, values=np.stack(rows).reshape(weight.values.shape).astype(np.int8))
-
-
-def _learn_codes(weight: WeightQuantizer, moments: np.ndarray) -> WeightQuantizer:
-    """Few bits: round codes, then fit the scales to them by least squares, in turns."""
-    assert weight.lowest is not None
-    outputs = len(weight.values)
-    exact = _by_group(weight.exact, moments)
-    lowest, scale = (
-        _by_group(np.broadcast_to(array.reshape(-1, 1), (outputs, 1)).astype(np.float32), moments)
-        for array in (weight.lowest, weight.scale)
-    )
-    for _ in range(SCALE_TURNS):
-        codes = [
-            learn_rounding((w / s - low) / 2, met, 2**weight.bits - 1, 0)
-            for w, s, low, met in zip(exact, scale, lowest, moments, strict=True)
-        ]
-        values = 2 * np.stack(codes) + lowest
-        if not weight.scale.ndim:
-            break
-        scale = np.stack([_fitted(*group) for group in zip(exact, values, scale, moments, strict=True)])
-    scales = scale.reshape(-1) if weight.scale.ndim else weight.scale
-    return replace(weight, values=values.reshape(weight.values.shape).astype(np.int8), scale=scales)
-
-
-def _fitted(exact: np.ndarray, values: np.ndarray, scale: np.ndarray, moments: np.ndarray) -> np.ndarray:
+def _fitted(moments: np.ndarray, exact: np.ndarray, values: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Scales [O, 1] with the least error of integers [O, K]; the old ones where that is none."""
-    met = values @ damped(moments)
+    met = values @ moments
     power, fitted = (np.einsum("ok,ok->o", met, rows)[:, None] for rows in (values, exact))
     best = fitted / np.maximum(power, np.finfo(np.float32).tiny)
     return np.where(best >= np.finfo(np.float32).tiny, best, scale).astype(np.float32)
-
-
-def _by_group(array: np.ndarray, moments: np.ndarray) -> np.ndarray:
-    """[O, ...] as [G, O / G, K]."""
-    return array.reshape(len(moments), len(array) // len(moments), -1)

@@ -17,7 +17,6 @@ from tvm_int8.passes.quantization_plan import plan_quantization
 from tvm_int8.passes.quantizers import QuantizerChoice, Quantizers
 from tvm_int8.quantization.bias_correction import analytic_means
 from tvm_int8.quantization.calibration_table import CalibrationTable
-from tvm_int8.quantization.few_bits import MOST_BITS
 from tvm_int8.quantization.learned_weights import learn_weights
 from tvm_int8.quantization.mixed_precision import layers_for_slowdown, layers_for_sqnr
 from tvm_int8.quantization.range_search import search_ranges
@@ -101,11 +100,11 @@ def quantize_network(
 
 
 def _learnt(quantizers: Quantizers, config: QuantizationConfig, reference: Reference) -> list[str]:
-    """The weights to round for data: all if asked to, those of few bits wherever there are data."""
+    """The weights to round for data: all if asked to, those that were given fewer bits wherever there are data."""
     if config.rounding == "learned":
         return list(quantizers.weights)
-    wanted = config.rounding != "nearest" and reference.typical
-    return [name for name, weight in quantizers.weights.items() if wanted and weight.bits <= MOST_BITS]
+    wanted = config.bits is not None and config.rounding != "nearest" and reference.typical
+    return [name for name, weight in quantizers.weights.items() if wanted and weight.bits < config.weight_bits]
 
 
 def needs_data(config: QuantizationConfig) -> list[str]:
