@@ -71,7 +71,7 @@ class OrderWinograd:
         found = [q for q in self.candidates.get(spec.layer, ()) if _fits(q, shape)]
         if not found:
             return None
-        orders = [winograd_spec(spec, q.tile, q.wide) for q in found]
+        orders = [winograd_spec(spec, q.tile, q.wide, q.shifted) for q in found]
         index = self.fastest([spec, *orders]) - 1
         notes[spec.layer] = "direct: faster here" if index < 0 else str(found[index])
         return None if index < 0 else _integer_order(call, orders[index], found[index], constants)
@@ -97,12 +97,14 @@ def can_be_tiled(spec) -> bool:
     )
 
 
-def winograd_spec(spec: Conv2d, tile: tuple[int, int], wide: Sequence[int] = ()) -> WinogradConv2d:
+def winograd_spec(
+    spec: Conv2d, tile: tuple[int, int], wide: Sequence[int] = (), shifted: Sequence[int] = ()
+) -> WinogradConv2d:
     """The order of the same layer by tiles."""
     operands = tuple(Operand("acc") if o.kind == "acc" else o for o in spec.program.operands)
     values = {field.name: getattr(spec, field.name) for field in fields(Conv2d)}
     values["program"] = replace(spec.program, operands=operands)
-    return WinogradConv2d(**values, tile=tile, wide=tuple(wide))
+    return WinogradConv2d(**values, tile=tile, wide=tuple(wide), shifted=tuple(shifted))
 
 
 def _fits(quantizer: WinogradQuantizer, shape: tuple[int, int]) -> bool:
@@ -116,19 +118,13 @@ def _float_order(call: relax.Call, spec: WinogradConv2d, weight: np.ndarray) -> 
 
 
 def _integer_order(call: relax.Call, spec: WinogradConv2d, quantizer: WinogradQuantizer, constants) -> relax.Call:
-    """The data's zero point, which was in the bias, is subtracted from the data themselves."""
+    """The data's zero point, which was in the bias, is in what sums of products start with."""
     bias = constants["bias"].astype(np.float64) + spec.pad_value * constants["weight"].sum((1, 2, 3), dtype=np.int64)
     if quantizer.correction is not None:
         bias = bias + quantizer.correction
     channels = [(role, array) for role, array in constants_of(call) if role == "channel"]
-    own = [
-        ("weight", quantizer.weight),
-        ("wide_weight", quantizer.wide_weight),
-        ("input_scale", quantizer.input_scale),
-        ("output_scale", quantizer.output_scale),
-        ("bias", bias.astype(np.float32)),
-    ]
-    return _ordered(call, spec, [*own, *channels])
+    own = quantizer.constants().items()
+    return _ordered(call, spec, [*own, ("bias", bias.astype(np.float32)), *channels])
 
 
 def _ordered(call: relax.Call, spec: WinogradConv2d, constants) -> relax.Call:

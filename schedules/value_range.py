@@ -37,8 +37,9 @@ def winograd_accumulator_range(spec: WinogradConv2d, constants: Constants) -> tu
     largest[narrow] = 128.0 * np.abs(constants.weight.astype(np.int64)).sum(2)
     if spec.wide:
         wide = list(spec.wide)
-        data = winograd.bounds(spec.tile, -spec.pad_value, 255 - spec.pad_value)[wide] << winograd.shift(spec.tile)
+        data = winograd.bounds(spec.tile, 0, 255)[wide] << winograd.shift(spec.tile)
         largest[wide] = data[:, None] * np.abs(constants.wide_weight.astype(np.int64)).sum(2)
+    largest += np.abs(constants.start.astype(np.int64))
     rows, columns = (np.abs(winograd.matrices(outputs).result).max(0) for outputs in spec.tile)
     total = np.outer(rows, columns).ravel() @ (largest * constants.output_scale)
     bias = np.zeros(len(total)) if constants.bias is None else constants.bias.astype(np.float64)

@@ -35,7 +35,7 @@ from .lanes import store_vectors
 from .padding import emit_padded_copy
 from .rule import Constants, Rule, pad_channels
 from .value_range import fits_int32, winograd_accumulator_range
-from .vector import KernelBuilder, Registers, branch, convert, let, load, prefetch, scratch, store
+from .vector import KernelBuilder, Registers, branch, const, convert, let, load, prefetch, scratch, store
 from .winograd_knobs import Blocking, knob_space
 from .winograd_transforms import PAIR, Floats, Products, Words, load_pair, twice
 
@@ -112,12 +112,17 @@ class _Builder:
             found["weight"] = self._packed(constants.weight, dot.Float32(), 1)
         if self.narrow:
             found["weight"] = self._packed(constants.weight, dot.for_cpu(self.cpu), 4)
-            start = -128 * constants.weight.sum(2, dtype=np.int64)  # the data's 128, taken out
-            found["start"] = np.stack([pad_channels(s.astype(np.int32)) for s in start])
             found["input_scale"] = np.stack([pad_channels(s) for s in constants.input_scale])
+            if self.spec.shifted:
+                found["input_offset"] = np.stack([pad_channels(s) for s in constants.input_offset])
         if self.wide:
             found["wide_weight"] = self._packed(constants.wide_weight, dot.words_for_cpu(self.cpu), 2)
         if self.integer:
+            start = constants.start.astype(np.int64)
+            if self.narrow:
+                start[self.narrow] -= 128 * constants.weight.sum(2, dtype=np.int64)  # what is added to make them u8
+            order = self.narrow + self.wide
+            found["start"] = np.stack([pad_channels(start[p].astype(np.int32)) for p in order])
             found["output_scale"] = np.stack([pad_channels(s) for s in constants.output_scale])
         bias = np.zeros(channels, np.float32) if constants.bias is None else constants.bias
         found["bias"] = pad_channels(bias.astype(np.float32))
@@ -204,7 +209,7 @@ class _Builder:
             ends = [pair * 2, T.min(pair * 2 + 1, self.count - 1)]
             sources = [self._source_index(channel_block, tile) for tile in ends]
             columns = [
-                [load_pair(self.source, *(s + at for s in sources), shift, self.spec.pad_value) for at in column]
+                [load_pair(self.source, *(s + at for s in sources), shift) for at in column]
                 for column in self._offsets()
             ]
             words = Words(self.cpu)
@@ -215,11 +220,17 @@ class _Builder:
                 store(transformed["wide"], place + slot * stride, values[position], PAIR)
             rounded = []
             for slot, position in enumerate(self.narrow):
-                index = (slot * self.in_blocks + channel_block) * LANES
-                scale = twice(load(self.packed["input_scale"], index))
-                rounded.append(words.multiply_high(values[position], scale))
+                value, scale = values[position], self._by_channel("input_scale", slot, channel_block)
+                if position in self.spec.shifted:
+                    offset = self._by_channel("input_offset", self.spec.shifted.index(position), channel_block)
+                    value = words.subtract(value, offset)
+                rounded.append(words.multiply_high(value, scale))
             for slot, value in enumerate(words.narrowed(rounded)):
                 store(transformed["narrow"], place + slot * stride, value, PAIR)
+
+    def _by_channel(self, name: str, row: int, channel_block):
+        """int16 constants of sixteen input channels, for both tiles."""
+        return twice(load(self.packed[name], (row * self.in_blocks + channel_block) * LANES))
 
     def _emit_float_data(self, transformed) -> None:
         tiles = self.blocking.padded_tiles
@@ -256,13 +267,13 @@ class _Builder:
         count = {"wide_weight": len(self.wide), "weight": len(self.narrow) or len(self.plain)}[name]
         per_position = self.in_blocks * steps * form.vector_elements
         weights = T.Bind(index * (count * per_position * group) + p * (per_position * blocks))
-        width, weight, acc_dtype = self.knobs["tile_width"], self.packed[name], str(products.ty.dtype)
+        width, weight = self.knobs["tile_width"], self.packed[name]
         lines = CACHE_LINE // form.weight_bytes
         share = -(-per_position * blocks // lines // (tiles // width * self.in_blocks))
         with T.serial(tiles // width) as part:
-            acc = Registers(blocks * width, acc_dtype)
+            acc = Registers(blocks * width, str(products.ty.dtype))
             for o in range(blocks):
-                start = self._start(p, index * group + o) if unit == 4 else T.broadcast(T.Cast(acc_dtype, 0), LANES)
+                start = self._start(p + skipped, index * group + o)
                 for i in range(width):
                     acc[o * width + i] = start
             first = T.Bind((p * self.in_blocks * tiles + part * width) * LANES)
@@ -286,8 +297,11 @@ class _Builder:
             for i in range(share):
                 prefetch(weight, following + (turn * share + i) * line)
 
-    def _start(self, p, block):
-        return T.Bind(load(self.packed["start"], (p * self.out_blocks + block) * LANES))
+    def _start(self, slot, block):
+        """What the sums of a block of output channels begin with, at the position in that slot."""
+        if self.plain:
+            return const(0, "float32", LANES)
+        return T.Bind(load(self.packed["start"], (slot * self.out_blocks + block) * LANES))
 
     # Results
 

@@ -32,6 +32,11 @@ class Words:
     def sub(a, b):
         return let(a - b)
 
+    @staticmethod
+    def subtract(a, b):
+        """The difference, saturated."""
+        return let(intrinsic("int16x32", "llvm.ssub.sat", a, b))
+
     def root(self, a):
         return self.multiply_high(a, const(winograd.ROOT_Q15, "int16", PAIR))
 
@@ -100,11 +105,9 @@ def _fenced_product(a, number):
     return intrinsic("float32x16", "llvm.arithmetic.fence", a * f32(number))
 
 
-def load_pair(buffer, first, second, shift: int, zero_point: int):
-    """u8 of sixteen channels at two places, as int16x32, less the zero point, shifted to the left."""
+def load_pair(buffer, first, second, shift: int):
+    """u8 of sixteen channels at two places, as int16x32, shifted to the left."""
     value = convert(joined([load(buffer, first), load(buffer, second)]), "int16", PAIR)
-    if zero_point:
-        value = value - const(zero_point, "int16", PAIR)
     return let(T.shift_left(value, const(shift, "int16", PAIR)) if shift else value)
 
 

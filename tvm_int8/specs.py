@@ -187,17 +187,20 @@ class WinogradConv2d(Conv2d):
 
     tile : outputs of a tile, (rows, columns), each of `winograd.OUTPUTS`
     wide : positions in a transformed tile (row by row) whose products are of int16; the others' are of u8 and s8
+    shifted : narrow positions from whose data something is subtracted before they are rounded
 
     Constants, for u8 data: "weight" int8 [narrow positions, O, C] and "wide_weight" int16 [wide positions, O, C],
-    transformed; "input_scale" int16 [narrow positions, C], fractions of 2**15 by which transformed data become int8;
-    "output_scale" float32 [positions, O], which takes products to the accumulators of a Conv2d; "bias" float32.  For
-    float32 data: "weight" float32 [positions, O, C] and "bias".
+    transformed; "input_offset" int16 [shifted positions, C], and "input_scale" int16 [narrow positions, C], fractions
+    of 2**15, by which transformed data become int8; "start" int32 [positions, O], which sums of products begin with;
+    "output_scale" float32 [positions, O], which takes them to the accumulators of a Conv2d; "bias" float32.  The data's
+    zero point is in `start`.  For float32 data: "weight" float32 [positions, O, C] and "bias".
 
     The program's accumulator is float32.
     """
 
     tile: tuple[int, int] = (4, 4)
     wide: tuple[int, ...] = ()
+    shifted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -196,6 +196,12 @@ def bounds(tile: tuple[int, int], low: int, high: int) -> np.ndarray:
     return np.ceil(np.array(found) + rounding).astype(np.int64)
 
 
+def of_constant(tile: tuple[int, int]) -> np.ndarray:
+    """What a tile of ones becomes: float64 [positions]."""
+    rows, columns = (matrices(outputs).data.sum(1) for outputs in tile)
+    return np.outer(rows, columns).ravel()
+
+
 def multiply_high(a: np.ndarray, b) -> np.ndarray:
     """The product of int16 fractions of 2**15, rounded half up: `vpmulhrsw`; int32 arrays of int16 values."""
     return (a * b + (1 << 14)) >> 15

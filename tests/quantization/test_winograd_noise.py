@@ -71,9 +71,9 @@ class Layer:
 
     def tiled(self, wide):
         found = quantize_transformed(self.weight, TILE, wide, self.ranges, ENDS)
-        spec = winograd_spec(4, self.channels, 16, (24, 24), PADDING, wide=wide, pad_value=0)
-        own = {"wide_weight": found.wide_weight, "input_scale": found.input_scale, "output_scale": found.output_scale}
-        return winograd_conv2d.accumulate(spec, self.integers, Constants(found.weight, **own))
+        options = {"wide": wide, "shifted": found.shifted, "pad_value": 0}
+        spec = winograd_spec(4, self.channels, 16, (24, 24), PADDING, **options)
+        return winograd_conv2d.accumulate(spec, self.integers, Constants(**found.constants()))
 
     def variance(self, values):
         """Of all output channels together, as predictions are."""

@@ -22,6 +22,8 @@ CASES = {
     "2x4": {"tile": (2, 4), "hw": (6, 6)},
     "words": {"wide": "all"},
     "words 2x2": {"wide": "all", "tile": (2, 2), "hw": (7, 7)},
+    "shifted": {"shifted": (7, 9, 19, 21), "c": 32},
+    "shifted and mixed": {"shifted": (5,), "tile": (2, 2), "wide": (3, 10), "pad_value": 100},
     "mixed": {"wide": (1, 5, 7), "c": 64, "o": 96, "hw": (14, 14)},
     "all but one": {"wide": tuple(range(35))},
     "one tile": {"hw": (3, 2)},

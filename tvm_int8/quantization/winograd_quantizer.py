@@ -28,7 +28,10 @@ class WinogradQuantizer:
     wide : positions of 16 bits
     weight : int8 [narrow positions, O, C]
     wide_weight : int16 [wide positions, O, C]
+    shifted : narrow positions that have an offset
+    input_offset : int16 [shifted positions, C]
     input_scale : int16 [narrow positions, C]
+    start : int32 [positions, O]
     output_scale : float32 [positions, O]
     correction : float64 [O], optional
         Added to the accumulators: the mean error, taken out.
@@ -40,12 +43,21 @@ class WinogradQuantizer:
     wide: tuple[int, ...]
     weight: np.ndarray
     wide_weight: np.ndarray
+    shifted: tuple[int, ...]
+    input_offset: np.ndarray
     input_scale: np.ndarray
+    start: np.ndarray
     output_scale: np.ndarray
     correction: np.ndarray | None = None
     loss_db: float | None = None
 
+    def constants(self) -> dict[str, np.ndarray]:
+        """The order's constants, by role."""
+        roles = "weight", "wide_weight", "input_offset", "input_scale", "start", "output_scale"
+        return {role: getattr(self, role) for role in roles}
+
     def __str__(self) -> str:
+        """Say what it is, and what it costs."""
         rows, columns = self.tile
         wide = f", {len(self.wide)} of {len(self.output_scale)} positions in 16 bits" if self.wide else ""
         loss = "accuracy not predicted without data" if self.loss_db is None else f"SQNR {-self.loss_db:+.1f} dB"
@@ -58,7 +70,7 @@ def quantize_transformed(
     wide: tuple[int, ...],
     ranges: np.ndarray,
     data_ends: tuple[int, int],
-    round_weight=np.rint,
+    centres: np.ndarray | None = None,
 ) -> WinogradQuantizer:
     """Round transformed weights, given what transformed data reach.
 
@@ -68,25 +80,37 @@ def quantize_transformed(
         Real, in units of the convolution's int8 weights: what an accumulator is a sum of.
     tile, wide : as of `WinogradQuantizer`
     ranges : float64 [positions, C]
-        Magnitude of transformed data, in units of the data's integers, that becomes 127; larger ones saturate.
+        Distance of transformed data from their centre, in units of the data's integers, that becomes 127; what is
+        farther away saturates.
     data_ends : (int, int)
         Lowest and highest integer of the data, less their zero point.
-    round_weight : callable
-        Transformed weights in steps -> integers.
+    centres : float64 [positions, C], optional
+        In the same units; of zero there is nothing to subtract.
     """
     transformed = winograd.transformed_weight(weight, tile)
     unit = 1 << winograd.shift(tile)
     narrow = [p for p in range(len(transformed)) if p not in wide]
+    zeros = winograd.of_constant(tile) * (-data_ends[0] * unit)  # what the data's zero point becomes
+    wanted = np.zeros_like(ranges) if centres is None else centres * unit
+    offsets = np.clip(np.rint(wanted + zeros[:, None]), -_WORD, _WORD)
+    shifted = tuple(p for p in narrow if offsets[p].any())
     multiplier = np.clip(np.rint(_BYTE * 2**15 / np.maximum(ranges[narrow] * unit, 1e-9)), 1, _WORD).astype(np.int16)
     # What one step of the rounded data is worth goes into the weights.
     scaled = transformed[narrow] * (2.0**15 / unit / multiplier[:, None, :])
     steps = np.maximum(np.abs(scaled).max(2, initial=0.0), 1e-30) / _BYTE
-    values = np.clip(round_weight(scaled / steps[:, :, None]), -_BYTE, _BYTE).astype(np.int8)
+    values = np.clip(np.rint(scaled / steps[:, :, None]), -_BYTE, _BYTE).astype(np.int8)
     words, word_steps = _words(transformed[list(wide)], winograd.bounds(tile, *data_ends)[list(wide)] * unit)
     output_scale = np.zeros((len(transformed), len(weight)), np.float32)
     output_scale[narrow] = steps
     output_scale[list(wide)] = word_steps / unit
-    return WinogradQuantizer(tile, tuple(wide), values, words, multiplier, output_scale)
+    # Products are those of data less their offset, or with their zero point; they are to be those of real data.
+    start = np.zeros((len(transformed), len(weight)))
+    real = (offsets - zeros[:, None])[narrow] * multiplier / 2.0**15
+    start[narrow] = np.einsum("poc,pc->po", values.astype(np.float64), real)
+    start[list(wide)] = -zeros[list(wide), None] * words.sum(2, dtype=np.int64)
+    start = np.rint(start).astype(np.int64).astype(np.int32)
+    offset = offsets[list(shifted)].astype(np.int16)
+    return WinogradQuantizer(tile, tuple(wide), values, words, shifted, offset, multiplier, start, output_scale)
 
 
 def _words(weight: np.ndarray, largest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -49,13 +49,16 @@ class _Products(_Floats):
 
 def quantized_data(spec, data, constants) -> tuple[np.ndarray, np.ndarray]:
     """Transformed data as they are multiplied: int32 [narrow positions, N, C, ty, tx] of int8 values, [wide, ...]."""
-    tiles = winograd.tiles_of(data.astype(np.int32), spec.tile, spec.padding, spec.pad_value) - np.int32(spec.pad_value)
+    tiles = winograd.tiles_of(data.astype(np.int32), spec.tile, spec.padding, spec.pad_value)
     transformed = winograd.transformed_data(tiles << winograd.shift(spec.tile), spec.tile, winograd.Integers)
     assert np.abs(transformed).max(initial=0) < 1 << 15
-    narrow = [p for p in range(len(transformed)) if p not in spec.wide]
-    scale = constants.input_scale.astype(np.int32)[:, None, :, None, None]
-    rounded = winograd.multiply_high(transformed[narrow], scale)
-    return np.clip(rounded, -128, 127), transformed[list(spec.wide)]
+    wide, narrow = transformed[list(spec.wide)], [p for p in range(len(transformed)) if p not in spec.wide]
+    offset, scale = (
+        c.astype(np.int32)[:, None, :, None, None] for c in (constants.input_offset, constants.input_scale)
+    )
+    shifted = list(spec.shifted)
+    transformed[shifted] = np.clip(transformed[shifted] - offset, -(1 << 15), (1 << 15) - 1)
+    return np.clip(winograd.multiply_high(transformed[narrow], scale), -128, 127), wide
 
 
 def integer_products(spec, data, constants) -> np.ndarray:
@@ -70,6 +73,7 @@ def integer_products(spec, data, constants) -> np.ndarray:
         if places:
             # float64 holds the sums exactly
             total = np.einsum("pncyx,poc->pnoyx", values.astype(np.float64), weight.astype(np.float64), optimize=True)
+            total += constants.start[places][:, None, :, None, None]
             assert np.abs(total).max(initial=0) < 2.0**31
             found[places] = total.astype(np.int32)
     return found
@@ -101,9 +105,7 @@ def accumulate(spec, data, constants) -> np.ndarray:
     by_column = [
         winograd.transform_result(rows, [terms[y * width + x] for y in range(height)], first) for x in range(width)
     ]
-    outs = [
-        winograd.transform_result(columns, [by_column[x][y] for x in range(width)], _Floats) for y in range(rows)
-    ]
+    outs = [winograd.transform_result(columns, [by_column[x][y] for x in range(width)], _Floats) for y in range(rows)]
     n, o, ty, tx = products.shape[1:]
     whole = np.stack([np.stack(row, -1) for row in outs], -2)  # [N, O, ty, tx, rows, columns]
     whole = whole.transpose(0, 1, 2, 4, 3, 5).reshape(n, o, ty * rows, tx * columns)

@@ -148,7 +148,7 @@ def _in_tiles(spec: WinogradConv2d, constants: Constants) -> Constants:
     ends = -spec.pad_value, 255 - spec.pad_value
     ranges = np.repeat(winograd.bounds(spec.tile, *ends)[:, None] / 2, spec.inputs[0].shape[1], 1)
     q = quantize_transformed(weight, spec.tile, spec.wide, ranges, ends)
-    return Constants(q.weight, bias, constants.channels, None, q.wide_weight, q.input_scale, q.output_scale)
+    return Constants(channels=constants.channels, bias=bias, **q.constants())
 
 
 def _in_memory(array: np.ndarray, tensor: Tensor) -> np.ndarray:
