@@ -15,6 +15,7 @@ import tvm
 from tvm_int8.config import QuantizationConfig
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import dtype_of, shape_of
+from tvm_int8.passes.groups import CONVOLUTIONS
 from tvm_int8.passes.quantization_plan import QuantizationPlan, plan_quantization
 from tvm_int8.quantization.calibrate import collect
 from tvm_int8.quantization.calibration_table import CalibrationTable
@@ -119,6 +120,12 @@ def find_ranges(
     plan = plan_quantization(Dataflow(mod), config)
     for pattern in config.unmatched_exclusions([(unit.layer, unit.op) for unit in plan.units]):
         warnings.warn(f"exclude entry {pattern!r} matches no layer of the model", stacklevel=5)
+    if config.bits is not None:
+        layers = {unit.output.name: unit.layer for unit in plan.units}
+        computing = [unit.layer for unit in plan.units if unit.op in CONVOLUTIONS]
+        tensors = [(var.name, layers.get(var.name, "")) for var in plan.points()]
+        for pattern in config.bits.unmatched(computing, tensors):
+            warnings.warn(f"bits entry {pattern!r} matches no layer of the model", stacklevel=5)
     points = [var.name for var in plan.points()]
     first = dict(list(batch_norms.items())[:FIRST_BATCH_NORMS])
     outputs = (unit.output.name for unit in plan.units if unit.group is not None)

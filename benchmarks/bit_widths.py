@@ -1,0 +1,223 @@
+"""Accuracy against size, for bits allocated in several ways: equal, the paper's closed form, greedy, optimal.
+
+    python -m benchmarks.bit_widths net.onnx --calibration calibration.npy --test test.npy --labels labels.npy
+    python -m benchmarks.bit_widths net.onnx --calibration c.npy --test t.npy --average 2 2.5 3 --json all.json
+    python -m benchmarks.bit_widths net.onnx --calibration c.npy --test t.npy --widths 3 4 5 --average 4 --exhaustive
+
+The network is calibrated and measured once; every choice of widths is then simulated (`SimulatedNetwork`: what integers
+compute, but for the rounding of float32 sums) on the test inputs. Judged are the logits: a softmax at the end is left
+out. Size is that of the weights, packed; activations have 8 bits. The last lines say how small each way can be made
+within `--points` of FP32's accuracy, and how often bits that measure more SQNR are also more accurate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from benchmarks import onnx_graph
+from benchmarks.judge import Result, add_files, judge, load_batches
+from tvm_int8 import api
+from tvm_int8.config import QuantizationConfig
+from tvm_int8.quantization.bit_allocator import BitAllocator
+from tvm_int8.quantization.bit_budget import total_noise
+from tvm_int8.quantization.bit_search import BitSearch, items_of
+from tvm_int8.quantization.layer_noise import NoiseByBits
+from tvm_int8.quantization.output_noise import decibels
+
+AVERAGES = (2.0, 2.2, 2.4, 2.6, 2.8, 3.0, 3.2, 3.6, 4.0, 4.4, 4.8, 5.0, 6.0, 7.0, 8.0)
+WAYS = (
+    ("equal", "sensitivity"),
+    ("closed_form", "sqnr"),
+    ("closed_form", "sensitivity"),
+    ("greedy", "sensitivity"),
+    ("optimal", "sqnr"),
+    ("optimal", "sensitivity"),
+)
+"""Method and weighting."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One choice of widths.
+
+    Attributes
+    ----------
+    way : str
+        Method, and weighting where that is not sensitivity.
+    average_bits, size_bytes : float
+        Of the weights.
+    predicted_db, measured_db, test_db : float
+        SQNR of the outputs: noises of layers added up, all layers rounded, both on calibration inputs; on the test's.
+    accuracy, equal_decisions : float or None
+        On the test inputs, in [0, 1].
+    seconds : float
+        What choosing took, measurements of choices among it; not those of layers.
+    bits : str
+        A digit per layer.
+    """
+
+    way: str
+    average_bits: float
+    size_bytes: float
+    predicted_db: float
+    measured_db: float
+    test_db: float
+    accuracy: float | None
+    equal_decisions: float | None
+    seconds: float
+    bits: str
+
+
+class Sweep:
+    """One network, measured; allocated and judged as often as wanted.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+    calibration, test : sequence of dict
+        Batches, input name -> array.
+    labels : ndarray or None
+        The class of every test input.
+    widths : sequence of int
+        What layers can have.
+    """
+
+    def __init__(self, model: onnx.ModelProto, calibration, test, labels: np.ndarray | None, widths: Sequence[int]):
+        self.test, self.labels = test, labels
+        config, inputs = QuantizationConfig(bits={}), api.Inputs(onnx_graph.input_shapes(model), None, None, None)
+        quantized, _ = api.quantize_for_measuring(model, calibration, config, inputs, progress=False)
+        start = time.perf_counter()
+        self.allocator = BitAllocator(quantized, widths, progress=False)
+        self.noises: list[NoiseByBits] = self.allocator.weight_noise()
+        self.seconds = time.perf_counter() - start
+        self.count = sum(noise.count for noise in self.noises)
+        self.allocator.network.apply(None)
+        self.reference = self._outputs()
+
+    def _outputs(self) -> list[list[np.ndarray]]:
+        network = self.allocator.network
+        found = (network(batch) for batch in self.test)
+        return [[np.array(values[name]) for name in network.outputs] for values in found]
+
+    def fp32(self) -> Result:
+        """The reference's own accuracy."""
+        return judge(self.reference, self.reference, self.labels)
+
+    def point(self, method: str, weighting: str, average: float) -> Point | None:
+        """Allocate and judge; None where nothing fits."""
+        search = BitSearch(self.allocator, items_of(self.noises, weighting), progress=False)
+        start = time.perf_counter()
+        found = search.within(method, average * self.count)
+        seconds = time.perf_counter() - start
+        if found is None:
+            return None
+        self.allocator.network.apply(self.allocator.quantizers_of(found.widths))
+        result = judge(self.reference, self._outputs(), self.labels)
+        bits, predicted = (
+            search.bits(found),
+            search.base + total_noise(items_of(self.noises, "sensitivity"), found.widths),
+        )
+        return Point(
+            method if weighting == "sensitivity" else f"{method} ({weighting})",
+            bits / self.count,
+            bits / 8,
+            decibels(predicted),
+            decibels(found.measured),
+            result.sqnr_db,
+            result.accuracy,
+            result.equal_decisions,
+            seconds,
+            "".join(map(str, found.widths)),
+        )
+
+    def points(self, averages: Sequence[float], exhaustive: bool) -> Iterator[Point]:
+        """All ways at all averages; equal bits at whole ones only."""
+        ways = (*WAYS, ("exhaustive", "sensitivity")) if exhaustive else WAYS
+        for average in averages:
+            for method, weighting in ways:
+                if method != "equal" or average == int(average):
+                    point = self.point(method, weighting, average)
+                    if point is not None:
+                        yield point
+
+
+def smallest(points: Sequence[Point], least_accuracy: float) -> dict[str, Point]:
+    """Way to its smallest point that is accurate enough."""
+    found: dict[str, Point] = {}
+    for point in sorted(points, key=lambda p: p.size_bytes):
+        if point.accuracy is not None and point.accuracy >= least_accuracy:
+            found.setdefault(point.way, point)
+    return found
+
+
+def rank_correlation(points: Sequence[Point]) -> float:
+    """Spearman's, of SQNR measured on calibration inputs and accuracy on the test's."""
+    columns = [[p.measured_db for p in points], [p.accuracy for p in points]]
+    ranks = [_ranks(np.array(column, np.float64)) for column in columns]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Places in ascending order; the mean place among equals."""
+    return np.array([(values < value).sum() + ((values == value).sum() - 1) / 2 for value in values])
+
+
+def row(point: Point) -> str:
+    """A line of the Markdown table."""
+    decibel = f"{point.predicted_db:.1f} | {point.measured_db:.1f} | {point.test_db:.1f}"
+    accuracy = "" if point.accuracy is None else f"{point.accuracy:.2%}"
+    size = f"{point.average_bits:.2f} | {point.size_bytes / 1024:.1f}"
+    return f"| {point.way} | {size} | {decibel} | {accuracy} | {point.seconds:.1f} | `{point.bits}` |"
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bit_widths", description=(__doc__ or "").split("\n")[0])
+    add_files(parser)
+    parser.add_argument("--count", type=int, default=256, help="calibration batches, at most (default 256)")
+    parser.add_argument("--average", type=float, nargs="+", default=AVERAGES, help="bits per weight to allocate")
+    parser.add_argument("--widths", type=int, nargs="+", default=tuple(range(1, 9)), help="bits that layers can have")
+    parser.add_argument("--points", type=float, default=0.5, help="of accuracy that may be lost (default 0.5)")
+    parser.add_argument("--exhaustive", action="store_true", help="all combinations of --widths, too")
+    parser.add_argument("--json", type=Path, help="file to write all points to")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table of one network."""
+    arguments = _arguments(argv)
+    model = onnx_graph.logits_model(onnx.load(arguments.model))
+    calibration, test = load_batches(arguments.calibration, model), load_batches(arguments.test, model)
+    labels = None if arguments.labels is None else np.load(arguments.labels)
+    sweep = Sweep(model, calibration[: arguments.count], test, labels, arguments.widths)
+    fp32 = sweep.fp32()
+    accuracy = "" if fp32.accuracy is None else f", FP32 {fp32.accuracy:.2%}"
+    print(f"{arguments.model.stem}: {sweep.count} weights, layers measured in {sweep.seconds:.1f} s{accuracy}\n")
+    columns = ["", "bits", "KiB", "predicted dB", "measured dB", "test dB", "accuracy", "s", "bits per layer"]
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    points = []
+    for point in sweep.points(arguments.average, arguments.exhaustive):
+        points.append(point)
+        print(row(point), flush=True)
+    if arguments.json is not None:
+        document = {"network": arguments.model.stem, "fp32": fp32.accuracy, "points": [asdict(p) for p in points]}
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+    if fp32.accuracy is not None:
+        best = smallest(points, fp32.accuracy - arguments.points / 100 - 1e-9)
+        for way, point in best.items():
+            saved = "" if "equal" not in best else f", {1 - point.size_bytes / best['equal'].size_bytes:+.0%} smaller"
+            print(f"\n{way}: {point.average_bits:.2f} bits within {arguments.points} points{saved} than equal bits")
+        print(f"\nrank correlation of SQNR and accuracy: {rank_correlation(points):.2f} ({len(points)} choices)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
