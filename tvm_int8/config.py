@@ -46,6 +46,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "bias_correction": "empirical",
             "range_search": True,
             "max_slowdown": 0.05,
+            "winograd_max_loss_db": 0.0,
         },
     }
 )
