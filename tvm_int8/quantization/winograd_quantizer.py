@@ -71,6 +71,7 @@ def quantize_transformed(
     ranges: np.ndarray,
     data_ends: tuple[int, int],
     centres: np.ndarray | None = None,
+    means: np.ndarray | None = None,
 ) -> WinogradQuantizer:
     """Round transformed weights, given what transformed data reach.
 
@@ -86,11 +87,14 @@ def quantize_transformed(
         Lowest and highest integer of the data, less their zero point.
     centres : float64 [positions, C], optional
         In the same units; of zero there is nothing to subtract.
+    means : float64 [C], optional
+        Of the data, in units of their integers, less their zero point: what rounding weights adds on average is taken
+        out (see `bias_correction`), position by position.
     """
     transformed = winograd.transformed_weight(weight, tile)
     unit = 1 << winograd.shift(tile)
     narrow = [p for p in range(len(transformed)) if p not in wide]
-    zeros = winograd.of_constant(tile) * (-data_ends[0] * unit)  # what the data's zero point becomes
+    zeros = _of_zeros(tile, -data_ends[0])
     wanted = np.zeros_like(ranges) if centres is None else centres * unit
     offsets = np.clip(np.rint(wanted + zeros[:, None]), -_WORD, _WORD)
     shifted = tuple(p for p in narrow if offsets[p].any())
@@ -103,14 +107,24 @@ def quantize_transformed(
     output_scale = np.zeros((len(transformed), len(weight)), np.float32)
     output_scale[narrow] = steps
     output_scale[list(wide)] = word_steps / unit
-    # Products are those of data less their offset, or with their zero point; they are to be those of real data.
-    start = np.zeros((len(transformed), len(weight)))
-    real = (offsets - zeros[:, None])[narrow] * multiplier / 2.0**15
-    start[narrow] = np.einsum("poc,pc->po", values.astype(np.float64), real)
+    # What real zeros become is taken out, exactly: they are frequent, and must not be off by a part of a step.
+    zero = winograd.multiply_high((zeros[:, None] - offsets)[narrow].astype(np.int32), multiplier.astype(np.int32))
+    start = np.zeros((len(transformed), len(weight)), np.int64)
+    start[narrow] = -np.einsum("poc,pc->po", values.astype(np.int64), np.clip(zero, -_BYTE - 1, _BYTE))
+    if means is not None:
+        transformed_means = winograd.of_constant(tile)[narrow, None] * means * (unit / 2.0**15) * multiplier
+        lost = np.einsum("poc,pc->po", scaled / steps[:, :, None] - values, transformed_means)
+        start[narrow] += np.rint(lost).astype(np.int64)
     start[list(wide)] = -zeros[list(wide), None] * words.sum(2, dtype=np.int64)
-    start = np.rint(start).astype(np.int64).astype(np.int32)
+    start = start.astype(np.int32)
     offset = offsets[list(shifted)].astype(np.int16)
     return WinogradQuantizer(tile, tuple(wide), values, words, shifted, offset, multiplier, start, output_scale)
+
+
+def _of_zeros(tile: tuple[int, int], zero_point: int) -> np.ndarray:
+    """What a tile of real zeros is transformed into: int64 [positions]."""
+    zeros = np.full([outputs + winograd.TAPS - 1 for outputs in tile], zero_point << winograd.shift(tile), np.int32)
+    return winograd.transformed_data(zeros, tile, winograd.Integers).astype(np.int64)
 
 
 def _words(weight: np.ndarray, largest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
