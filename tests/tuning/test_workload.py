@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.schedules.winograd_testing import winograd_spec
 from tvm_int8.specs import Conv2d, Elementwise, Operand, Output, Pool2d, Program, Tensor
 from tvm_int8.tuning.workload import OPS, Workload
 
@@ -24,6 +25,12 @@ SPECS = {
         (1, 8, 9, 9), (1, 20, 5, 5), (3, 3), dtypes=("uint8", "float32"), dilation=(2, 2), groups=4
     ),
     "conv2d 1x8x9x9 * 16x1x1x1 groups 8 u8->u8 2t": conv((1, 8, 9, 9), (1, 16, 9, 9), groups=8),
+    "winograd_conv2d_4x2w3 1x64x14x14 * 32x64x3x3 pad 1,1,1,1 u8->u8 2t": winograd_spec(
+        c=64, o=32, hw=(14, 14), tile=(4, 2), wide=(1, 2, 5)
+    ),
+    "winograd_conv2d_2x2 1x64x14x14 * 32x64x3x3 f32->f32 2t": winograd_spec(
+        c=64, o=32, hw=(14, 14), tile=(2, 2), dtype="float32", output=Output("float32"), padding=(0, 0, 0, 0)
+    ),
     "depthwise_conv2d 1x24x7x9 * 24x1x3x3 pad 1,1,1,1 u8->u8 2t": conv(
         (1, 24, 7, 9), (1, 24, 7, 9), (3, 3), padding=(1, 1, 1, 1), groups=24
     ),
@@ -41,14 +48,14 @@ SPECS = {
 
 WORKLOADS = [Workload.of(spec, 2) for spec in SPECS.values()]
 CONV, IMAGE, GROUPED = WORKLOADS[:3]
-DEPTHWISE, TRANSPOSED, DENSE = WORKLOADS[4], WORKLOADS[6], WORKLOADS[8]
+TILED, DEPTHWISE, TRANSPOSED, DENSE = WORKLOADS[4], WORKLOADS[6], WORKLOADS[8], WORKLOADS[10]
 
 
 @pytest.mark.parametrize("text", SPECS)
 def test_text_says_what_distinguishes_it(text):
     workload = Workload.of(SPECS[text], 2)
     assert str(workload) == text
-    assert workload.op == text.split()[0]
+    assert text.startswith(workload.op)
 
 
 def test_all_kinds_are_here():
@@ -119,6 +126,16 @@ def test_written_form_is_the_one_in_logs():
         "dtypes": ["uint8", "int8", "uint8"],
         "threads": 2,
     }
+
+
+def test_written_form_of_tiles():
+    direct = replace(CONV, threads=2).to_dict()
+    assert TILED.to_dict() == {**direct, "op": "winograd_conv2d", "tile": [4, 2], "wide": 3}
+    for name, value in (("tile", [3, 2]), ("tile", [4]), ("tile", "4x4"), ("wide", -1), ("wide", None)):
+        with pytest.raises(ValueError, match=f"workload's {name} is"):
+            Workload.from_dict({**TILED.to_dict(), name: value})
+    with pytest.raises(ValueError, match="missing or unknown: wide"):
+        Workload.from_dict({name: value for name, value in TILED.to_dict().items() if name != "wide"})
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,8 @@ def quantize_transformed(
         transformed_means = winograd.of_constant(tile)[narrow, None] * means * (unit / 2.0**15) * multiplier
         lost = np.einsum("poc,pc->po", scaled / steps[:, :, None] - values, transformed_means)
         start[narrow] += np.rint(lost).astype(np.int64)
-    start[list(wide)] = -zeros[list(wide), None] * words.sum(2, dtype=np.int64)
+    exact_zeros = winograd.of_constant(tile) * (-data_ends[0] * unit)
+    start[list(wide)] = np.rint(-exact_zeros[list(wide), None] * words.sum(2, dtype=np.int64)).astype(np.int64)
     start = start.astype(np.int32)
     offset = offsets[list(shifted)].astype(np.int16)
     return WinogradQuantizer(tile, tuple(wide), values, words, shifted, offset, multiplier, start, output_scale)

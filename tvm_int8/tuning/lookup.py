@@ -7,7 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class Lookup:
         if workload is None:
             return None
         for source in self.sources:
-            for record in source.records.get(workload, ()):
+            for record in [r for alike in _alike(workload) for r in source.records.get(alike, ())]:
                 if self._is_usable(record, spec):
                     return Choice(record.template, record.knobs, f"tuned: {source.name}")
         return None
@@ -81,6 +81,11 @@ class Lookup:
         if rule is None or not rule.applies(spec, self.cpu) or not (record.final or record.ratio < KEPT):
             return False
         return rule.knob_space(spec, self.cpu).objection(record.knobs) is None
+
+
+def _alike(workload: Workload) -> list[Workload]:
+    """The workload, and the one without positions in 16 bits: how many there are hardly changes what knobs are best."""
+    return [workload, replace(workload, wide=0)] if workload.wide else [workload]
 
 
 def lookup(tuning_logs: Any, resolved: ResolvedTarget) -> Lookup:
