@@ -30,6 +30,7 @@ from tvm_int8.config import QuantizationConfig
 from tvm_int8.quantization.bit_allocator import BitAllocator
 from tvm_int8.quantization.bit_budget import total_noise
 from tvm_int8.quantization.bit_search import BitSearch, items_of
+from tvm_int8.quantization.bit_widths import BitWidths
 from tvm_int8.quantization.layer_noise import NoiseByBits
 from tvm_int8.quantization.output_noise import decibels
 
@@ -93,7 +94,10 @@ class Sweep:
 
     def __init__(self, model: onnx.ModelProto, calibration, test, labels: np.ndarray | None, widths: Sequence[int]):
         self.test, self.labels = test, labels
-        config, inputs = QuantizationConfig(bits={}), api.Inputs(onnx_graph.input_shapes(model), None, None, None)
+        config, inputs = (
+            QuantizationConfig(bits=BitWidths()),
+            api.Inputs(onnx_graph.input_shapes(model), None, None, None),
+        )
         quantized, _ = api.quantize_for_measuring(model, calibration, config, inputs, progress=False)
         start = time.perf_counter()
         self.allocator = BitAllocator(quantized, widths, progress=False)
@@ -163,7 +167,7 @@ def rank_correlation(points: Sequence[Point]) -> float:
     """Spearman's, of SQNR measured on calibration inputs and accuracy on the test's."""
     columns = [[p.measured_db for p in points], [p.accuracy for p in points]]
     ranks = [_ranks(np.array(column, np.float64)) for column in columns]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ from tvm_int8.quantization.few_bit_activations import narrowed, range_share
 from tvm_int8.quantization.few_bits import MOST_BITS, quantize_few_bits
 from tvm_int8.quantization.scale_zero_point import scale_zero_point
 from tvm_int8.quantization.weights import quantize_weight
-from tvm_int8.quantization.winograd_quantizer import WinogradQuantizer
+from tvm_int8.quantization.winograd_quantizer import WinogradWay
 
 from .byte_images import Pixels, pixels_of, reads_pixels
 from .byte_inputs import is_byte_image
@@ -130,7 +130,7 @@ class Quantizers:
     activations: dict[str, ActivationQuantizer] = field(default_factory=dict)
     weights: dict[str, WeightQuantizer] = field(default_factory=dict)
     pixels: dict[str, Pixels] = field(default_factory=dict)
-    winograd: dict[str, tuple[WinogradQuantizer, ...]] = field(default_factory=dict)
+    winograd: dict[str, tuple[WinogradWay, ...]] = field(default_factory=dict)
 
     def divisor(self, call: relax.Call) -> np.ndarray | None:
         """What the channels of a convolution's data are divided by before it multiplies them, [C]; None for nothing."""
@@ -185,6 +185,12 @@ class QuantizerChoice:
         self.deliverer = {unit.output: unit.layer for unit in plan.units}
         options = config.activation_dtype, config.activation_symmetric, config.plain_convolutions
         plan.source |= concat_scales(plan, table, *options)
+
+    @property
+    def layers(self) -> dict[str, str]:
+        """What convolutions bind -> their layers' names, in the order of the network."""
+        bound = [binding.var for binding in self.flow.bindings if binding.var in self.computing]
+        return {var.name: self.computing[var] for var in bound}
 
     def run(self) -> Quantizers:
         """All of a network. Activations first: their factors go into weights."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from tvm_int8 import api
@@ -14,8 +15,8 @@ from tvm_int8.config import QuantizationConfig
 from tvm_int8.errors import ConfigError
 from tvm_int8.option_checks import check_choice, invalid
 from tvm_int8.passes.dataflow import Dataflow
-from tvm_int8.passes.expressions import const_value
 from tvm_int8.passes.quantization_plan import plan_quantization
+from tvm_int8.passes.quantizers import QuantizerChoice
 from tvm_int8.quantization.bit_allocator import BitAllocator
 from tvm_int8.quantization.bit_budget import METHODS, Goal, Item, Widths
 from tvm_int8.quantization.bit_search import WEIGHTINGS, BitSearch, Found, items_of
@@ -107,110 +108,142 @@ def allocate_bits(
     config = replace(config, bits=BitWidths(), max_slowdown=0.0, min_sqnr_db=None)
     inputs = api.Inputs(input_shapes, input_dtype, input_mean, input_std)
     quantized, _ = api.quantize_for_measuring(model, calibration, config, inputs, progress)
-    start = time.perf_counter()
-    allocation = _Allocation(quantized, chosen, method, weighting, activation_bits, progress)
-    return replace(allocation.run(goal, wanted), seconds=time.perf_counter() - start)
+    request = Request(goal, wanted, method, weighting, activation_bits, chosen)
+    return Allocations(quantized, chosen, progress).allocate(request)
 
 
-class _Allocation:
-    def __init__(
-        self,
-        quantized: Quantization,
-        widths: tuple[int, ...],
-        method: str,
-        weighting: str,
-        activation_bits: float | None,
-        progress: bool,
-    ):
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of an allocation: the arguments of `allocate_bits`, checked."""
+
+    goal: str
+    wanted: float
+    method: str = "optimal"
+    weighting: str = "sensitivity"
+    activation_bits: float | None = 8
+    widths: tuple[int, ...] = ALL_WIDTHS
+
+
+class Allocations:
+    """A network whose layers are measured when first needed, and then allocated as often as wanted.
+
+    Parameters
+    ----------
+    quantized : Quantization
+        With 8 bits everywhere, and histograms in its table.
+    widths : tuple of int
+        All that will be chosen from.
+    progress : bool
+    """
+
+    def __init__(self, quantized: Quantization, widths: tuple[int, ...] = ALL_WIDTHS, progress: bool = True):
         self.quantized, self.widths, self.progress = quantized, widths, progress
-        self.method, self.weighting, self.activation_bits = method, weighting, activation_bits
-        self.floats: list[str] = []
+        self._start = time.perf_counter()
 
-    def run(self, goal: str, wanted: float) -> BitAllocation:
-        """Measure, choose, and say what was found; `seconds` are missing."""
-        allocator = BitAllocator(self.quantized, self.widths, self.progress)
-        if goal == "target_sqnr_db":
-            allocator = self._loud_enough(allocator, 10 ** (-wanted / 10))
-        weights = allocator.weight_noise()
-        activations = [] if self.activation_bits == 8 else allocator.activation_noise()
-        search = self._search(allocator, weights, activations)
-        if goal == "target_sqnr_db":
-            found = search.quiet(self.method, 10 ** (-wanted / 10))
-        else:
-            total = sum(item.count for item in search.items)
-            found = search.within(self.method, total * wanted if goal == "average_bits" else 8 * wanted)
-        if found is None:
-            raise self._unreachable(goal, wanted, search)
-        return self._result(allocator, weights, activations, search, found)
+    @cached_property
+    def allocator(self) -> BitAllocator:
+        """What measures."""
+        return BitAllocator(self.quantized, self.widths, self.progress)
 
-    def _loud_enough(self, allocator: BitAllocator, allowed: float) -> BitAllocator:
-        """With enough layers in FP32 that all others can reach the target with the largest width."""
-        most = [max(self.widths)] * len(allocator.layers)
-        if allocator.reached(most) <= allowed:
-            return allocator
-        quantized = replace(self.quantized, network=allocator.network)
-        self.floats, _ = layers_for_sqnr(quantized.sensitivity(), decibels(allowed), self.progress)
-        return BitAllocator(quantized.without(self.floats), self.widths, self.progress)
+    @cached_property
+    def weights(self) -> list[NoiseByBits]:
+        """Noise of the layers' weights."""
+        return self.allocator.weight_noise()
 
-    def _search(self, allocator: BitAllocator, weights: list[NoiseByBits], activations: list[NoiseByBits]) -> BitSearch:
-        items = items_of(weights, self.weighting)
-        own = items_of(activations, self.weighting)
-        if self.activation_bits is None:
-            return BitSearch(allocator, items + own, joint=True, progress=self.progress)
-        return BitSearch(allocator, items, self._activation_widths(own), progress=self.progress)
+    @cached_property
+    def activations(self) -> list[NoiseByBits]:
+        """Noise of the activations."""
+        return self.allocator.activation_noise()
 
-    def _activation_widths(self, items: list[Item]) -> Widths | None:
-        if not items:
+    def allocate(self, request: Request) -> BitAllocation:
+        """Choose widths; `seconds` are those since the last allocation, or since the beginning.
+
+        Raises
+        ------
+        ConfigError
+            The goal cannot be reached.
+        """
+        allocated = self._with_floats(request) if request.goal == "target_sqnr_db" else None
+        result = allocated or self._allocate(request)
+        seconds, self._start = time.perf_counter() - self._start, time.perf_counter()
+        return replace(result, seconds=seconds)
+
+    def _with_floats(self, request: Request) -> BitAllocation | None:
+        """With as many layers in FP32 that the others can reach the target; None where 8 bits are enough for all."""
+        allocator = self.allocator
+        if allocator.reached([max(request.widths)] * len(allocator.layers)) <= 10 ** (-request.wanted / 10):
             return None
-        assert self.activation_bits is not None
-        budget = self.activation_bits * sum(item.count for item in items)
-        chosen = METHODS.get(self.method, METHODS["optimal"])(items, Goal(budget=budget))
-        if chosen is None:
-            expected = f"at least {min(self.widths)}"
-            raise ConfigError("option 'activation_bits'", repr(self.activation_bits), expected, "allow fewer in widths")
-        return chosen
-
-    def _unreachable(self, goal: str, wanted: float, search: BitSearch) -> ConfigError:
-        least = [min(item.noise) for item in search.items]
-        bits = sum(item.count * b for item, b in zip(search.items, least, strict=True))
-        where = f"option '{goal}'"
-        if goal == "target_sqnr_db":
-            most = [max(item.noise) for item in search.items]
-            expected = f"at most {decibels(search.measured(most)):.1f}, which {max(self.widths)} bits reach"
-            return ConfigError(where, repr(wanted), expected, "ask for less, or leave layers in FP32 (exclude)")
-        limit = bits / 8 if goal == "max_size_bytes" else bits / sum(item.count for item in search.items)
-        expected = f"at least {limit:g}, which {min(self.widths)} bits everywhere take"
-        if self.method == "exhaustive":
-            expected += ", and the largest widths not all within the limit"
-        return ConfigError(where, repr(wanted), expected, "allow more, or fewer bits in widths")
-
-    def _result(
-        self,
-        allocator: BitAllocator,
-        weights: list[NoiseByBits],
-        activations: list[NoiseByBits],
-        search: BitSearch,
-        found: Found,
-    ) -> BitAllocation:
-        count = len(weights)
-        rows = {noise.name: _row(noise, bits) for noise, bits in zip(weights, found.widths[:count], strict=True)}
-        values = found.widths[count:] if search.joint else (search.activations or [8] * len(activations))
-        counts = _weight_counts(self.quantized)
+        quantized = replace(self.quantized, network=allocator.network)
+        floats, _ = layers_for_sqnr(quantized.sensitivity(), request.wanted, self.progress)
+        found = Allocations(quantized.without(floats), self.widths, self.progress)._allocate(request)
+        rows = {row.name: row for row in found.weights}
         ordered = [
             rows.get(layer) or LayerBits(layer, size, FLOAT_BITS, math.inf, math.inf, 0.0)
-            for layer, size in counts.items()
+            for layer, size in _weight_counts(self.quantized).items()
         ]
-        chosen = zip([*weights, *activations] if search.joint else weights, found.widths, strict=True)
+        return replace(found, weights=tuple(ordered))
+
+    def _allocate(self, request: Request) -> BitAllocation:
+        joint = request.activation_bits is None
+        weights = [_restricted(noise, request.widths) for noise in self.weights]
+        activations = []
+        if request.activation_bits != 8:
+            activations = [_restricted(noise, request.widths) for noise in self.activations]
+        items, own = (items_of(noises, request.weighting) for noises in (weights, activations))
+        if joint:
+            search = BitSearch(self.allocator, items + own, joint=True, progress=self.progress)
+        else:
+            search = BitSearch(self.allocator, items, _activation_widths(own, request), progress=self.progress)
+        found = _found(search, request)
+        values = found.widths[len(weights) :] if joint else (search.activations or [])
+        chosen = zip([*weights, *activations] if joint else weights, found.widths, strict=True)
         predicted = search.base + sum(noise.output[bits] for noise, bits in chosen)
         return BitAllocation(
-            tuple(ordered),
+            tuple(_row(noise, bits) for noise, bits in zip(weights, found.widths, strict=False)),
             tuple(_row(noise, bits) for noise, bits in zip(activations, values, strict=True)),
-            self.method,
-            self.weighting,
+            request.method,
+            request.weighting,
             decibels(predicted),
             decibels(found.measured),
             0.0,
         )
+
+
+def _restricted(noise: NoiseByBits, widths: Sequence[int]) -> NoiseByBits:
+    return replace(noise, own={b: noise.own[b] for b in widths}, output={b: noise.output[b] for b in widths})
+
+
+def _activation_widths(items: list[Item], request: Request) -> Widths | None:
+    if not items:
+        return None
+    assert request.activation_bits is not None
+    budget = request.activation_bits * sum(item.count for item in items)
+    chosen = METHODS.get(request.method, METHODS["optimal"])(items, Goal(budget=budget))
+    if chosen is None:
+        expected = f"at least {min(request.widths)}"
+        raise ConfigError("option 'activation_bits'", repr(request.activation_bits), expected, "allow fewer in widths")
+    return chosen
+
+
+def _found(search: BitSearch, request: Request) -> Found:
+    """What the search finds; an error that says what could be had, where it finds nothing."""
+    count = sum(item.count for item in search.items)
+    if request.goal == "target_sqnr_db":
+        found = search.quiet(request.method, 10 ** (-request.wanted / 10))
+    else:
+        budget = count * request.wanted if request.goal == "average_bits" else 8 * request.wanted
+        found = search.within(request.method, budget)
+    if found is not None:
+        return found
+    where = f"option '{request.goal}'"
+    if request.goal == "target_sqnr_db":
+        most = decibels(search.measured([max(item.noise) for item in search.items]))
+        expected = f"at most {most:.1f}, which {max(request.widths)} bits reach"
+        raise ConfigError(where, repr(request.wanted), expected, "ask for less, or leave layers in FP32 (exclude)")
+    least = min(request.widths)
+    limit = least if request.goal == "average_bits" else math.ceil(count * least / 8)
+    expected = f"at least {limit}, which {least} bits everywhere take"
+    raise ConfigError(where, repr(request.wanted), expected, "allow more, or fewer bits in widths")
 
 
 def _row(noise: NoiseByBits, bits: int) -> LayerBits:
@@ -219,9 +252,10 @@ def _row(noise: NoiseByBits, bits: int) -> LayerBits:
 
 
 def _weight_counts(quantized: Quantization) -> dict[str, int]:
-    """Weights of the layers that could be quantised, in the order of the network."""
-    units = plan_quantization(Dataflow(quantized.float_mod), quantized.config).units
-    return {u.layer: const_value(u.group.anchor.value.args[1]).size for u in units if u.kind == "compute"}
+    """Weights of the layers that are quantised, in the order of the network."""
+    flow = Dataflow(quantized.float_mod)
+    layers = QuantizerChoice(flow, plan_quantization(flow, quantized.config), quantized.table, quantized.config).layers
+    return {layer: quantized.quantizers.weights[name].exact.size for name, layer in layers.items()}
 
 
 def _the_goal(goals: Mapping[str, float | None]) -> tuple[str, float]:

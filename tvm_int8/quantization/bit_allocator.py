@@ -58,16 +58,15 @@ class BitAllocator:
         plan = plan_quantization(flow, config)
         self.choice = QuantizerChoice(flow, plan, quantized.table, config)
         self.quantizers = quantized.quantizers
-        units = [unit for unit in plan.units if unit.kind == "compute"]
-        self.layers = {unit.group.anchor.var.name: unit.layer for unit in units}
+        self.layers = self.choice.layers
         self.points = points_of(self.choice, self.quantizers)
         self.network = quantized.network or SimulatedNetwork(mod, self.quantizers)
         count = len(self.layers) + len(self.points)
         batches = affordable(self.network, quantized.reference.batches, count * len(self.widths) + MORE_RUNS)
         self.measured_widths = self.widths
         if len(batches) < min(FEW_BATCHES, len(quantized.reference.batches)):
-            chosen = {min(self.widths, key=lambda b, w=wanted: abs(b - w)) for wanted in SPARSE_WIDTHS}
-            self.measured_widths = tuple(sorted(chosen))
+            distances = [[abs(own - wanted) for own in self.widths] for wanted in SPARSE_WIDTHS]
+            self.measured_widths = tuple(sorted({self.widths[int(np.argmin(row))] for row in distances}))
             runs = count * len(self.measured_widths) + MORE_RUNS
             batches = affordable(self.network, quantized.reference.batches, runs)
         self.batches = batches

@@ -162,17 +162,18 @@ class Point:
 
 def points_of(choice: QuantizerChoice, quantizers: Quantizers) -> list[Point]:
     """What can have bits of its own among activations; images of bytes are what they are."""
-    plan, origins = choice.plan, {}
+    plan, origins = choice.plan, dict[Var, list[Var]]()
     for var in plan.quantized:
-        if var.name in quantizers.activations and not is_byte_image(choice.flow.value(plan.origin(var))):
-            origins.setdefault(plan.origin(var), []).append(var)
+        origin = plan.origin(var)
+        if {var.name, origin.name} <= quantizers.activations.keys() and not is_byte_image(choice.flow.value(origin)):
+            origins.setdefault(origin, []).append(var)
     layers = [choice.deliverer.get(origin, "") for origin in origins]
     tensors = {origin.name for origin in origins}
     points = []
     for (origin, variables), layer in zip(origins.items(), layers, strict=True):
         unique = layer and layers.count(layer) == 1 and layer not in tensors - {origin.name}
-        ordered = sorted(variables, key=lambda var, first=origin: var is not first)
-        points.append(Point(layer if unique else origin.name, tuple(ordered)))
+        others = [var for var in variables if var is not origin]
+        points.append(Point(layer if unique else origin.name, (origin, *others)))
     return points
 
 
