@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -82,8 +82,7 @@ class BitSearch:
         goal = Goal(budget=budget)
         methods = ("optimal", "closed_form", "greedy") if method == "optimal" else (method,)
         candidates = [METHODS[name](self.items, goal) for name in methods]
-        found = self._best(widths for widths in candidates if widths is not None)
-        return self._improved(found, budget) if found is not None and method == "optimal" else found
+        return self._best(widths for widths in candidates if widths is not None)
 
     def quiet(self, method: str, allowed: float) -> Found | None:
         """Widths with which the outputs have no more noise than `allowed`; None where none were found."""
@@ -111,11 +110,8 @@ class BitSearch:
     def _found(self, widths: Widths) -> Found:
         return Found(widths, self.measured(widths))
 
-    def _best(self, candidates) -> Found | None:
+    def _best(self, candidates: Iterable[Widths]) -> Found | None:
         return min((self._found(widths) for widths in candidates), key=lambda found: found.measured, default=None)
-
-    def _improved(self, found: Found, budget: float) -> Found:
-        return found
 
     def _fitting(self, budget: float) -> Iterator[Widths]:
         """All combinations within a budget that leave no room for another bit."""

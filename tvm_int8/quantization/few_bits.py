@@ -132,7 +132,8 @@ def _best_of(
         if counts is None:
             errors.append(np.einsum("ok,ok->o", lost, lost))
         else:
-            errors.append(np.einsum("ok,ok,ok->o", lost, lost, counts))
+            np.multiply(lost, lost, out=lost)
+            errors.append(np.einsum("ok,ok->o", lost, counts))
     best = np.stack(errors)[..., None].argmin(0)
     return np.take_along_axis(np.stack(candidates), best[None], 0)[0]
 
