@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -31,27 +31,47 @@ from tvm_int8.passes.order_kernels import layer_name
 from tvm_int8.passes.order_winograd import OrderWinograd
 from tvm_int8.quantization.float_network import FloatNetwork
 from tvm_int8.quantization.quantize import quantize_network
-from tvm_int8.quantization.transformed_statistics import TILE, TransformedObserver, TransformedStatistics
+from tvm_int8.quantization.transformed_statistics import (
+    TILES,
+    Tile,
+    TileStatistics,
+    TransformedObserver,
+    TransformedStatistics,
+)
 from tvm_int8.quantization.winograd_choice import TiledLayer, tiled_layers, tiled_reads
 from tvm_int8.quantization.winograd_noise import data_ranges, predict_noise
-from tvm_int8.quantization.winograd_quantizer import WinogradQuantizer
+from tvm_int8.quantization.winograd_quantizer import WinogradQuantizer, WinogradWay, quantize_transformed
 from tvm_int8.target import parse_target
 
-TILES = ((4, 4), (4, 2), (2, 2))
-LIMITS_DB = (0.0, 0.5, 1.0, 2.0, 3.0, 6.0)
-Ranges = Callable[[TransformedStatistics], np.ndarray]
+LIMITS_DB = (1.0, 3.0, 6.0, 8.0, 11.0)
+Ranges = Callable[[TileStatistics, Tile], tuple[np.ndarray, np.ndarray]]
+
+
+def _even(reached: Callable[[np.ndarray], np.ndarray]) -> Ranges:
+    """Ranges with zero in the middle, of what each channel reaches, [positions, C]."""
+
+    def ranges(seen: TileStatistics, tile: Tile) -> tuple[np.ndarray, np.ndarray]:
+        found = reached(np.maximum(-seen.low, seen.high))
+        return found, np.zeros_like(found)
+
+    return ranges
+
+
+def _loudest(reached: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(reached.max(1, keepdims=True), reached.shape)
+
+
 RULES: Mapping[str, Ranges] = {
-    "one for all channels": lambda seen: np.broadcast_to(seen.largest.max(1, keepdims=True), seen.largest.shape),
-    "0.85 of that": lambda seen: 0.85 * RULES["one for all channels"](seen),
-    "one per channel": lambda seen: seen.largest,
-    "1.5 of that": lambda seen: 1.5 * seen.largest,
-    "their mean": lambda seen: np.sqrt(seen.largest * seen.largest.max(1, keepdims=True)),
-    "0.85 of the mean": lambda seen: 0.85 * RULES["their mean"](seen),
-    "8 standard deviations": lambda seen: 8 * np.sqrt(seen.power),
+    "one for all channels": _even(_loudest),
+    "0.85 of that": _even(lambda reached: 0.85 * _loudest(reached)),
+    "one per channel": _even(lambda reached: reached),
+    "1.5 of that": _even(lambda reached: 1.5 * reached),
+    "their mean": _even(lambda reached: np.sqrt(reached * _loudest(reached))),
+    "1.15 of the mean": _even(lambda reached: 1.15 * np.sqrt(reached * _loudest(reached))),
 }
 """Which magnitude of transformed data becomes 127."""
 
-Choose = Callable[[TiledLayer], WinogradQuantizer]
+Choose = Callable[[TiledLayer], WinogradWay]
 
 
 @dataclass(frozen=True)
@@ -85,21 +105,21 @@ class Study:
         self.reference = self._outputs(self.quantized.float_mod, {})
         self._qdq = self.quantized.mod()
 
-    def _observe(self, batches: Sequence) -> dict[tuple[str, tuple[int, int]], TransformedStatistics]:
-        """Statistics by tensor and tile."""
+    def _observe(self, batches: Sequence) -> dict[str, TransformedStatistics]:
+        """Statistics by tensor."""
         calls = {binding.var.name: binding.value for binding in self.flow.bindings}
         reads = tiled_reads(calls[name] for name in self.layers)
-        observers = {(name, tile): TransformedObserver(pads, tile) for name, pads in reads.items() for tile in TILES}
+        observers = {name: TransformedObserver(pads) for name, pads in reads.items()}
         network = FloatNetwork(self.quantized.float_mod, list(reads))
         for batch in batches:
             tensors = network(batch)
-            for (name, _), observer in observers.items():
+            for name, observer in observers.items():
                 observer.update(tensors[name])
-        return {key: observer.statistics() for key, observer in observers.items()}
+        return {name: observer.statistics() for name, observer in observers.items()}
 
-    def _outputs(self, mod: tvm.IRModule, candidates: Mapping[str, Sequence]) -> list[list[np.ndarray]]:
+    def _outputs(self, mod: tvm.IRModule, ways: Mapping[str, Sequence]) -> list[list[np.ndarray]]:
         target = parse_target("native")
-        tiles = OrderWinograd(candidates, lambda _: 1) if candidates else None
+        tiles = OrderWinograd(ways, lambda _: 1) if ways else None
         executable, _, _ = lower_and_build(mod, target.tvm_target, target.cpu, tiles=tiles)
         machine = relax.VirtualMachine(executable, tvm.cpu())
         names, found = [str(name) for name in mod["main"].attrs["input_names"]], []
@@ -111,30 +131,35 @@ class Study:
 
     def variants(self, only: Sequence[str]) -> Iterator[Variant]:
         """All rows of these kinds, behind the direct convolution."""
-        every = tuple(range(winograd.positions(TILE)))
+        every = tuple(range(winograd.positions(TILES[0])))
         yield Variant("direct", "direct", None)
-        found = [Variant("limit", f"loss up to {limit:g} dB", self._within(limit)) for limit in LIMITS_DB]
-        found = [Variant("limit", "16 bits", self._fixed(TILE, every)), *found]
+        found = [Variant("tile", "16 bits", self._fixed(TILES[0], every))]
         found += [Variant("tile", f"8 bits, {tile[0]}x{tile[1]}", self._fixed(tile, ())) for tile in TILES]
-        found += [Variant("rule", f"8 bits, {name}", self._fixed(TILE, (), rule)) for name, rule in RULES.items()]
+        found += [
+            Variant("limit", f"{tile[0]}x{tile[1]}, loss up to {limit:g} dB", self._within(tile, limit))
+            for limit in LIMITS_DB
+            for tile in TILES
+        ]
+        found += [
+            Variant("rule", f"8 bits, {tile[0]}x{tile[1]}, {name}", self._fixed(tile, (), rule))
+            for tile in TILES
+            for name, rule in RULES.items()
+        ]
         yield from (variant for variant in found if variant.kind in only)
 
-    def _integers(self, layer: TiledLayer, tile: tuple[int, int]) -> TransformedStatistics:
-        return self.seen[layer.data, tile].divided(layer.divisor)
-
-    def _fixed(self, tile: tuple[int, int], wide: tuple[int, ...], rule: Ranges | None = None) -> Choose:
-        def choose(layer: TiledLayer) -> WinogradQuantizer:
-            seen = self._integers(layer, tile)
-            return layer.quantizer(tile, wide, rule(seen) if rule else data_ranges(seen, tile, layer.ends))
+    def _fixed(self, tile: Tile, wide: tuple[int, ...], rule: Ranges | None = None) -> Choose:
+        def choose(layer: TiledLayer) -> WinogradWay:
+            seen = self.seen[layer.data].divided(layer.divisor)
+            return layer.way(tile, wide, seen, 0.0) if rule is None else _by_rule(layer, tile, wide, seen, rule)
 
         return choose
 
-    def _within(self, limit: float) -> Choose:
-        def choose(layer: TiledLayer) -> WinogradQuantizer:
-            seen = self._integers(layer, TILE)
-            ranges = data_ranges(seen, TILE, layer.ends)
-            noise = predict_noise(layer.weight, layer.error, layer.scale, seen, TILE, ranges)
-            return layer.quantizer(TILE, noise.fewest_wide(limit), ranges)
+    def _within(self, tile: Tile, limit: float) -> Choose:
+        def choose(layer: TiledLayer) -> WinogradWay:
+            seen = self.seen[layer.data].divided(layer.divisor)
+            ranges, _ = data_ranges(seen.tiles[tile], tile, layer.ends)
+            noise = predict_noise(layer.weight, layer.error, layer.scale, seen, tile, ranges)
+            return layer.way(tile, noise.fewest_wide(limit), seen, 0.0)
 
         return choose
 
@@ -142,12 +167,21 @@ class Study:
         """Judge a variant; and say what share of products it has, and how many positions of 16 bits per layer."""
         chosen = {} if variant.choose is None else {name: variant.choose(x) for name, x in self.layers.items()}
         variables = {var.name: var for var in self.flow.producer}
-        candidates = {layer_name(self.flow, variables[name]): (q,) for name, q in chosen.items()}
-        result = judge(self.reference, self._outputs(self._qdq, candidates), self.labels)
+        ways = {layer_name(self.flow, variables[name]): (way,) for name, way in chosen.items()}
+        result = judge(self.reference, self._outputs(self._qdq, ways), self.labels)
         if not chosen:
             return result, 1.0, 0.0
-        shares = [(len(q.output_scale) + len(q.wide)) / (9 * np.prod(q.tile)) for q in chosen.values()]
-        return result, float(np.mean(shares)), float(np.mean([len(q.wide) for q in chosen.values()]))
+        shares = [(winograd.positions(w.tile) + len(w.wide)) / (9 * np.prod(w.tile)) for w in chosen.values()]
+        return result, float(np.mean(shares)), float(np.mean([len(way.wide) for way in chosen.values()]))
+
+
+def _by_rule(layer: TiledLayer, tile: Tile, wide: tuple[int, ...], seen: TransformedStatistics, rule: Ranges):
+    def quantize() -> WinogradQuantizer:
+        ranges, centres = rule(seen.tiles[tile], tile)
+        found = quantize_transformed(layer.weight, tile, wide, ranges, layer.ends, centres, seen.mean)
+        return replace(found, correction=layer.correction)
+
+    return WinogradWay(tile, wide, 0.0, quantize)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -2,7 +2,7 @@
 
     tvm_int8.kernel(q, w, bias; Conv2d 3x3)  ->  tvm_int8.kernel(q, transformed weights, scales, bias; WinogradConv2d)
 
-For integers what can be ordered is what has been calibrated: `WinogradQuantizer`s by layer.  float32 can take any tile.
+Integers can be ordered in the ways that calibration found, by layer.  float32 can take any tile.
 
 Requires   OrderKernels.
 Ensures    module attribute `NOTES` says of every layer that could be tiled what became of it.
@@ -20,14 +20,14 @@ from tvm import relax
 
 from tvm_int8 import winograd
 from tvm_int8.kernel_op import constants_of, inputs_of, is_kernel, kernel_call, spec_of, stored_of, tensor_of
-from tvm_int8.quantization.winograd_quantizer import WinogradQuantizer
+from tvm_int8.quantization.winograd_quantizer import WinogradQuantizer, WinogradWay
 from tvm_int8.specs import LANES, Conv2d, Operand, WinogradConv2d
 
 from .dataflow import Dataflow, Rebuilder, rebuild
 from .expressions import Expr
 from .order_kernels import layer_name
 
-Candidates = Mapping[str, Sequence[WinogradQuantizer]]
+Ways = Mapping[str, Sequence[WinogradWay]]
 Fastest = Callable[[Sequence[Conv2d]], int]
 NOTES = "tvm_int8.winograd"
 FLOAT_TILES = ((4, 4), (2, 2))
@@ -39,14 +39,14 @@ class OrderWinograd:
 
     Parameters
     ----------
-    candidates : layer -> quantisers
+    ways : layer -> ways to compute it
         Of convolutions of integers; those without are direct.
     fastest : callable
         Takes the orders that compute the same layer, the direct one first; returns the index of one.
     """
 
-    def __init__(self, candidates: Candidates, fastest: Fastest):
-        self.candidates, self.fastest = candidates, fastest
+    def __init__(self, ways: Ways, fastest: Fastest):
+        self.ways, self.fastest = ways, fastest
 
     def transform_module(self, mod: tvm.IRModule, _ctx) -> tvm.IRModule:
         """Return the module with other orders."""
@@ -67,20 +67,18 @@ class OrderWinograd:
             orders = [winograd_spec(spec, tile) for tile in FLOAT_TILES]
             index = self.fastest([spec, *orders]) - 1
             return None if index < 0 else _float_order(call, orders[index], constants["weight"])
-        shape = constants["weight"].shape[:2]
-        found = [q for q in self.candidates.get(spec.layer, ()) if _fits(q, shape)]
+        found = self.ways.get(spec.layer, ())
         if not found:
             return None
-        orders = [winograd_spec(spec, q.tile, q.wide, q.shifted) for q in found]
-        index = self.fastest([spec, *orders]) - 1
+        index = self.fastest([spec, *(winograd_spec(spec, way.tile, way.wide) for way in found)]) - 1
         notes[spec.layer] = "direct: faster here" if index < 0 else str(found[index])
-        return None if index < 0 else _integer_order(call, orders[index], found[index], constants)
+        return None if index < 0 else _integer_order(call, spec, found[index].quantize(), constants)
 
 
-def by_layer(flow: Dataflow, candidates: Candidates) -> dict[str, Sequence[WinogradQuantizer]]:
-    """Convolution -> quantisers as layer -> quantisers; names that several convolutions have are left out."""
-    names = [layer_name(flow, binding.var) for binding in flow.bindings if binding.var.name in candidates]
-    named = {layer_name(flow, b.var): candidates[b.var.name] for b in flow.bindings if b.var.name in candidates}
+def by_layer(flow: Dataflow, ways: Ways) -> dict[str, Sequence[WinogradWay]]:
+    """Convolution -> ways as layer -> ways; names that several convolutions have are left out."""
+    names = [layer_name(flow, binding.var) for binding in flow.bindings if binding.var.name in ways]
+    named = {layer_name(flow, b.var): ways[b.var.name] for b in flow.bindings if b.var.name in ways}
     return {name: found for name, found in named.items() if names.count(name) == 1}
 
 
@@ -107,24 +105,21 @@ def winograd_spec(
     return WinogradConv2d(**values, tile=tile, wide=tuple(wide), shifted=tuple(shifted))
 
 
-def _fits(quantizer: WinogradQuantizer, shape: tuple[int, int]) -> bool:
-    return any(weight.shape[1:] == shape for weight in (quantizer.weight, quantizer.wide_weight) if len(weight))
-
-
 def _float_order(call: relax.Call, spec: WinogradConv2d, weight: np.ndarray) -> relax.Call:
     transformed = winograd.transformed_weight(weight, spec.tile).astype(np.float32)
     kept = [(role, array) for role, array in constants_of(call) if role != "weight"]
     return _ordered(call, spec, [("weight", transformed), *kept])
 
 
-def _integer_order(call: relax.Call, spec: WinogradConv2d, quantizer: WinogradQuantizer, constants) -> relax.Call:
+def _integer_order(call: relax.Call, spec: Conv2d, quantizer: WinogradQuantizer, constants) -> relax.Call:
     """The data's zero point, which was in the bias, is in what sums of products start with."""
     bias = constants["bias"].astype(np.float64) + spec.pad_value * constants["weight"].sum((1, 2, 3), dtype=np.int64)
     if quantizer.correction is not None:
         bias = bias + quantizer.correction
     channels = [(role, array) for role, array in constants_of(call) if role == "channel"]
     own = quantizer.constants().items()
-    return _ordered(call, spec, [*own, ("bias", bias.astype(np.float32)), *channels])
+    order = winograd_spec(spec, quantizer.tile, quantizer.wide, quantizer.shifted)
+    return _ordered(call, order, [*own, ("bias", bias.astype(np.float32)), *channels])
 
 
 def _ordered(call: relax.Call, spec: WinogradConv2d, constants) -> relax.Call:

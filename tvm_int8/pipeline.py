@@ -28,7 +28,7 @@ from tvm_int8.passes.move_integers import MoveIntegers
 from tvm_int8.passes.observe import Observe
 from tvm_int8.passes.order_channels_last import OrderChannelsLast
 from tvm_int8.passes.order_kernels import OrderKernels
-from tvm_int8.passes.order_winograd import Candidates, OrderWinograd
+from tvm_int8.passes.order_winograd import OrderWinograd, Ways
 from tvm_int8.passes.overlay_channels import OverlayChannels
 from tvm_int8.passes.plan_memory import PlanMemory
 from tvm_int8.passes.quantize_early import QuantizeEarly
@@ -127,13 +127,13 @@ def order() -> tvm.transform.Pass:
     )
 
 
-def tile(candidates: Candidates, cpu: Cpu, always: bool = False) -> tvm.transform.Pass:
+def tile(ways: Ways, cpu: Cpu, always: bool = False) -> tvm.transform.Pass:
     """After `order`: convolutions that are faster so, or `always`, in the Winograd domain."""
 
     def choose(specs: Sequence[Conv2d]) -> int:
         return 1 + fastest(specs[1:], cpu) if always else fastest(specs, cpu)
 
-    return OrderWinograd(candidates, choose)
+    return OrderWinograd(ways, choose)
 
 
 def place(tiles: tvm.transform.Pass | None = None) -> tvm.transform.Pass:

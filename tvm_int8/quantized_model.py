@@ -15,7 +15,7 @@ from tvm_int8.config import QuantizationConfig
 from tvm_int8.errors import ModelError
 from tvm_int8.onnx_export import export_onnx
 from tvm_int8.quantization.calibration_table import CalibrationTable
-from tvm_int8.quantization.winograd_quantizer import WinogradQuantizer
+from tvm_int8.quantization.winograd_quantizer import WinogradWay
 
 if TYPE_CHECKING:
     from tvm_int8.quantization.ranges import Reference
@@ -49,7 +49,7 @@ class QuantizedModel:
     table: CalibrationTable | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
     reference: Reference | None = field(default=None, repr=False)
-    winograd: Mapping[str, Sequence[WinogradQuantizer]] = field(default_factory=dict, repr=False)
+    winograd: Mapping[str, Sequence[WinogradWay]] = field(default_factory=dict, repr=False)
 
     def to_onnx(self, path: str | os.PathLike[str] | None = None) -> onnx.ModelProto:
         """Write the network as ONNX with QuantizeLinear and DequantizeLinear, for any runtime.

@@ -1,5 +1,6 @@
 """OrderWinograd: which orders it replaces, by what, and that they compute nearly the same."""
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from tvm_int8.kernel_op import constants_of, is_kernel, spec_of
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.order_winograd import NOTES, OrderWinograd, by_layer
 from tvm_int8.quantization.sqnr import sqnr_db
-from tvm_int8.quantization.winograd_quantizer import quantize_transformed
+from tvm_int8.quantization.winograd_quantizer import WinogradWay, quantize_transformed
 from tvm_int8.reference.network import run_network
 from tvm_int8.specs import Conv2d, WinogradConv2d
 
@@ -48,7 +49,8 @@ def candidates(ordered, tile, wide=()):
         if is_kernel(binding.value) and getattr(spec := spec_of(binding.value), "kernel", None) == (3, 3):
             weight, ends = dict(constants_of(binding.value))["weight"], (-spec.pad_value, 255 - spec.pad_value)
             ranges = np.repeat(winograd.bounds(tile, *ends)[:, None].astype(float), weight.shape[1], 1)
-            found[spec.layer] = [quantize_transformed(weight.astype(float), tile, wide, ranges, ends)]
+            quantize = functools.partial(quantize_transformed, weight.astype(float), tile, wide, ranges, ends)
+            found[spec.layer] = [WinogradWay(tile, wide, None, quantize)]
     return found
 
 
@@ -140,9 +142,10 @@ def test_float_convolutions(rng):
 
 def test_corrections_are_added_to_the_bias(ordered):
     ways = candidates(ordered, (2, 2))
+    correction = np.arange(32.0)
     corrected = {
-        layer: [replace(found[0], correction=np.arange(len(found[0].output_scale[0]), dtype=float))]
-        for layer, found in ways.items()
+        layer: [replace(way, quantize=lambda way=way: replace(way.quantize(), correction=correction))]
+        for layer, (way,) in ways.items()
     }
     biases = []
     for given in (ways, corrected):

@@ -9,7 +9,7 @@ import pytest
 from tests.schedules.winograd_testing import winograd_spec
 from tvm_int8 import winograd
 from tvm_int8.quantization.sqnr import sqnr_db
-from tvm_int8.quantization.transformed_statistics import TILE, TransformedObserver, TransformedStatistics
+from tvm_int8.quantization.transformed_statistics import TransformedObserver, TransformedStatistics
 from tvm_int8.quantization.winograd_noise import WinogradNoise, data_ranges, predict_noise
 from tvm_int8.quantization.winograd_quantizer import quantize_transformed
 from tvm_int8.reference import winograd_conv2d

@@ -1,57 +1,73 @@
-"""What calibration sees of a tensor as Winograd convolutions transform it: B^T x B, position by position.
-
-Only the largest tiles are looked at: smaller ones, and tiles of two shapes, need more products for the same noise
-wherever some positions have 16 bits (see `winograd_choice`).
-"""
+"""What calibration sees of a tensor as Winograd convolutions transform it: B^T x B, position by position."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tvm_int8 import winograd
 
-TILE = (4, 4)
+Tile = tuple[int, int]
+TILES: tuple[Tile, ...] = ((4, 4), (4, 2), (2, 2))
 DIGITS = 3  # of a statistic, significant: a table with all of them would be mostly this
 SAMPLED = 1 << 13  # tiles times channels looked at per batch, at most, unless these are fewer tiles than
 FEWEST_TILES = 16
+_OF_DATA = ("mean", "mean_square", "nonzero")
+_OF_TILES = ("low", "high", "power")
+
+
+@dataclass(frozen=True, eq=False)
+class TileStatistics:
+    """Of the transformed data of tiles of one shape, float64 [positions, C].
+
+    Parameters
+    ----------
+    low, high : the least and the largest, zero among them
+    power : their mean square
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    power: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class TransformedStatistics:
-    """Of a tensor with C channels, float64.
+    """Of a tensor with C channels.
 
     Parameters
     ----------
-    mean, mean_square : [C]
+    mean, mean_square : float64 [C]
         Of the data as they are.
-    nonzero : [C]
+    nonzero : float64 [C]
         Share of elements that are not exactly zero: all others cost nothing when they are rounded.
-    largest : [positions, C]
-        Magnitude of the transformed data.
-    power : [positions, C]
-        Their mean square.
+    tiles : dict
+        (rows, columns) of outputs -> `TileStatistics`.
     """
 
     mean: np.ndarray
     mean_square: np.ndarray
     nonzero: np.ndarray
-    largest: np.ndarray
-    power: np.ndarray
+    tiles: Mapping[Tile, TileStatistics]
 
     def divided(self, divisor: np.ndarray) -> TransformedStatistics:
         """Return the statistics of the tensor with channel c divided by ``divisor[c]`` > 0."""
         square = divisor**2
-        return TransformedStatistics(
-            self.mean / divisor, self.mean_square / square, self.nonzero, self.largest / divisor, self.power / square
-        )
+        tiles = {
+            tile: TileStatistics(seen.low / divisor, seen.high / divisor, seen.power / square)
+            for tile, seen in self.tiles.items()
+        }
+        return TransformedStatistics(self.mean / divisor, self.mean_square / square, self.nonzero, tiles)
 
-    def to_dict(self) -> dict[str, list]:
+    def to_dict(self) -> dict[str, Any]:
         """Return lists of numbers for JSON."""
-        return {field.name: getattr(self, field.name).tolist() for field in fields(self)}
+        found: dict[str, Any] = {name: getattr(self, name).tolist() for name in _OF_DATA}
+        for tile, seen in self.tiles.items():
+            found[_name(tile)] = {name: getattr(seen, name).tolist() for name in _OF_TILES}
+        return found
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TransformedStatistics:
@@ -62,14 +78,27 @@ class TransformedStatistics:
         ValueError, TypeError, KeyError
             For anything else.
         """
-        arrays = {field.name: np.asarray(values[field.name], np.float64) for field in fields(cls)}
-        channels, positions = arrays["mean"].shape, winograd.positions(TILE)
-        for name, array in arrays.items():
-            if array.shape != ((positions, *channels) if name in ("largest", "power") else channels):
-                raise ValueError(f"{name} of shape {list(array.shape)}")
-            if not np.isfinite(array).all() or (name != "mean" and (array < 0).any()):
-                raise ValueError(f"{name} with a negative or no number")
-        return cls(**arrays)
+        own = {name: np.asarray(values[name], np.float64) for name in _OF_DATA}
+        shape = own["mean"].shape
+        _check(own, shape, signed={"mean"})
+        tiles = {}
+        for tile in TILES:
+            seen = {name: np.asarray(values[_name(tile)][name], np.float64) for name in _OF_TILES}
+            _check(seen, (winograd.positions(tile), *shape), signed={"low"})
+            tiles[tile] = TileStatistics(**seen)
+        return cls(**own, tiles=tiles)
+
+
+def _name(tile: Tile) -> str:
+    return "x".join(map(str, tile))
+
+
+def _check(arrays: Mapping[str, np.ndarray], shape: tuple[int, ...], signed: set[str]) -> None:
+    for name, array in arrays.items():
+        if array.shape != shape:
+            raise ValueError(f"{name} of shape {list(array.shape)}")
+        if not np.isfinite(array).all() or (name not in signed and (array < 0).any()):
+            raise ValueError(f"{name} with a negative or no number")
 
 
 class TransformedObserver:
@@ -79,19 +108,15 @@ class TransformedObserver:
     ----------
     paddings : sequence of (top, left, bottom, right)
         Of the convolutions that read the tensor: they decide where tiles begin.
-    tile : (rows, columns) of outputs
 
     NaN and infinities are the business of the observer of the whole tensor, which sees the same batches first.
     """
 
-    def __init__(self, paddings: Sequence[tuple[int, int, int, int]], tile: tuple[int, int] = TILE):
-        self.paddings, self.tile = tuple(dict.fromkeys(paddings)), tile
-        self._pixels = self._tiles = 0
-        self._sums: dict[str, np.ndarray | float] = {"mean": 0.0, "mean_square": 0.0, "nonzero": 0.0, "power": 0.0}
-        self._largest: np.ndarray | float = 0.0
-        self._generator = np.random.default_rng(0)
-        rows, columns = (winograd.matrices(outputs).data for outputs in tile)
-        self._transform = np.kron(rows, columns).T.astype(np.float32)
+    def __init__(self, paddings: Sequence[tuple[int, int, int, int]]):
+        self.paddings = tuple(dict.fromkeys(paddings))
+        self._pixels = 0
+        self._sums: dict[str, np.ndarray | float] = dict.fromkeys(_OF_DATA, 0.0)
+        self._tiles = {tile: _TileObserver(tile) for tile in TILES}
 
     def update(self, values: np.ndarray) -> None:
         """Take in one batch, float32 [N, C, H, W]."""
@@ -101,12 +126,35 @@ class TransformedObserver:
         self._sums["mean_square"] += np.einsum("ncp,ncp->c", flat, flat).astype(np.float64)
         self._sums["nonzero"] += np.count_nonzero(flat, axis=(0, 2))
         for padding in self.paddings:
-            tiles = self._sample(winograd.tiles_of(values, self.tile, padding, 0))
-            transformed = tiles.reshape(-1, self._transform.shape[0]) @ self._transform
-            transformed = transformed.reshape(len(tiles), -1)  # [tiles, C * positions]
-            self._tiles += len(tiles)
-            self._sums["power"] += np.einsum("ti,ti->i", transformed, transformed).astype(np.float64)
-            self._largest = np.maximum(self._largest, np.maximum(transformed.max(0), -transformed.min(0)))
+            for observer in self._tiles.values():
+                observer.update(values, padding)
+
+    def statistics(self) -> TransformedStatistics:
+        """Return what was seen so far, to `DIGITS` digits, as it is stored."""
+        assert self._pixels, "no batch seen"
+        own = {name: _rounded(np.asarray(total) / self._pixels) for name, total in self._sums.items()}
+        return TransformedStatistics(**own, tiles={tile: seen.statistics() for tile, seen in self._tiles.items()})
+
+
+class _TileObserver:
+    """Of tiles of one shape."""
+
+    def __init__(self, tile: Tile):
+        self.tile = tile
+        self._count, self._power = 0, np.zeros(())
+        self._low = self._high = np.zeros(())
+        self._generator = np.random.default_rng(0)
+        rows, columns = (winograd.matrices(outputs).data for outputs in tile)
+        self._transform = np.kron(rows, columns).T.astype(np.float32)
+
+    def update(self, values: np.ndarray, padding: tuple[int, int, int, int]) -> None:
+        tiles = self._sample(winograd.tiles_of(values, self.tile, padding, 0))
+        transformed = tiles.reshape(-1, self._transform.shape[0]) @ self._transform
+        transformed = transformed.reshape(len(tiles), -1)  # [tiles, C * positions]
+        self._count += len(tiles)
+        self._power = self._power + np.einsum("ti,ti->i", transformed, transformed).astype(np.float64)
+        self._low = np.minimum(self._low, transformed.min(0))
+        self._high = np.maximum(self._high, transformed.max(0))
 
     def _sample(self, tiles: np.ndarray) -> np.ndarray:
         """Some of the tiles, chosen by chance: [tiles, C, rows, columns] of [N, C, y, x, rows, columns]."""
@@ -118,17 +166,9 @@ class TransformedObserver:
         image, row, column = np.unravel_index(np.sort(chosen), (n, height, width))
         return tiles[image, :, row, column]
 
-    def statistics(self) -> TransformedStatistics:
-        """Return what was seen so far, to `DIGITS` digits, as it is stored."""
-        assert self._pixels, "no batch seen"
-        found = {
-            name: np.asarray(total) / (self._tiles if name == "power" else self._pixels)
-            for name, total in self._sums.items()
-        }
-        positions = winograd.positions(self.tile)
-        for name, array in (("power", found["power"]), ("largest", np.asarray(self._largest))):
-            found[name] = array.reshape(-1, positions).T
-        return TransformedStatistics(**{name: _rounded(array) for name, array in found.items()})
+    def statistics(self) -> TileStatistics:
+        found = self._low, self._high, self._power / self._count
+        return TileStatistics(*(_rounded(array.reshape(-1, winograd.positions(self.tile)).T) for array in found))
 
 
 def _rounded(array: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
 """In which ways the 3x3 convolutions of a quantised network may be computed by tiles.
 
-A transformed tile has 36 positions, for 16 outputs.  With all of them in 16 bits a layer needs half of the direct
-convolution's multiplications, counted in INT8, and is more accurate than that, because its weights are not rounded to
-8 bits.  Positions in 8 bits take half as long and cost accuracy, some next to none: as many are narrow as a limit of
-the loss allows.
+Larger tiles need fewer products, and lose more when these are of 8 bits.  A position in 16 bits loses next to nothing,
+at a half or a quarter of the speed: of each tile, as many positions are narrow as a limit of the loss allows.  With all
+positions in 16 bits a layer is more accurate than the direct convolution, because its weights are not rounded to 8.
+What is fastest depends on the CPU (`schedules.convolution_time`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import const_value, op_name
 from tvm_int8.passes.quantizers import ActivationQuantizer, Quantizers, WeightQuantizer
 from tvm_int8.quantization.calibration_table import CalibrationTable
-from tvm_int8.quantization.transformed_statistics import TILE, TransformedStatistics
+from tvm_int8.quantization.transformed_statistics import TILES, Tile, TransformedStatistics
 from tvm_int8.quantization.winograd_noise import data_ranges, predict_noise
-from tvm_int8.quantization.winograd_quantizer import WinogradQuantizer, quantize_transformed
+from tvm_int8.quantization.winograd_quantizer import WinogradQuantizer, WinogradWay, quantize_transformed
 
 FEWEST_CHANNELS = 16
 """Of data and results: fewer leave transforms more to do than the products they save."""
-_ALL = tuple(range(winograd.positions(TILE)))
 
 
 def can_be_tiled(call: relax.Call) -> bool:
@@ -49,7 +48,7 @@ def tiled_reads(calls: Iterable[relax.Call]) -> dict[str, list[tuple[int, int, i
 
 def choose_winograd(
     flow: Dataflow, quantizers: Quantizers, table: CalibrationTable, config: QuantizationConfig
-) -> dict[str, tuple[WinogradQuantizer, ...]]:
+) -> dict[str, tuple[WinogradWay, ...]]:
     """Make the quantisers of all convolutions that may be computed by tiles.
 
     Parameters
@@ -65,31 +64,35 @@ def choose_winograd(
     Returns
     -------
     dict
-        Convolution -> one with every position in 16 bits; one with as few of these as `winograd_max_loss_db` allows,
-        if that is not all; with ``winograd="always"``, one with none. Empty with ``winograd="off"``.
+        Convolution -> one way with every position in 16 bits, and of each tile the one with as few of these as
+        `winograd_max_loss_db` allows, if that is not all; with ``winograd="always"``, those with none. Empty with
+        ``winograd="off"``.
     """
     if config.winograd == "off":
         return {}
     found = {}
     for name, layer in tiled_layers(flow, quantizers).items():
-        seen = table.transformed.get(layer.data) if config.weight_bits == 8 else None  # see `_candidates`
-        found[name] = _candidates(layer, seen, config)
+        seen = table.transformed.get(layer.data) if config.weight_bits == 8 else None  # see `_ways`
+        found[name] = _ways(layer, seen, config)
     return found
 
 
-def _candidates(
-    layer: TiledLayer, seen: TransformedStatistics | None, config: QuantizationConfig
-) -> tuple[WinogradQuantizer, ...]:
+def _ways(layer: TiledLayer, seen: TransformedStatistics | None, config: QuantizationConfig) -> tuple[WinogradWay, ...]:
     """Without statistics nothing can be narrow; with weights of 7 bits, kernels may add two products in 16 bits."""
+    largest = TILES[0]
+    every = tuple(range(winograd.positions(largest)))
     if seen is None:
-        return (layer.quantizer(TILE, _ALL, np.ones((len(_ALL), layer.weight.shape[1]))),)
-    seen = seen.divided(layer.divisor)
-    ranges = data_ranges(seen, TILE, layer.ends)
-    noise = predict_noise(layer.weight, layer.error, layer.scale, seen, TILE, ranges)
-    choices = dict.fromkeys([_ALL, noise.fewest_wide(config.winograd_max_loss_db)])
-    if config.winograd == "always":
-        choices[()] = None
-    return tuple(replace(layer.quantizer(TILE, wide, ranges), loss_db=noise.loss_db(wide)) for wide in choices)
+        return (WinogradWay(largest, every, None, lambda: layer.quantizer(largest, every, None)),)
+    seen, found = seen.divided(layer.divisor), []
+    for tile in TILES:
+        ranges, _ = data_ranges(seen.tiles[tile], tile, layer.ends)
+        noise = predict_noise(layer.weight, layer.error, layer.scale, seen, tile, ranges)
+        widths = [every] if tile == largest else []
+        fewest = noise.fewest_wide(config.winograd_max_loss_db)
+        widths += [fewest] if len(fewest) < winograd.positions(tile) else []
+        widths += [()] if config.winograd == "always" else []
+        found += [layer.way(tile, wide, seen, noise.loss_db(wide)) for wide in dict.fromkeys(widths)]
+    return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +125,18 @@ class TiledLayer:
     ends: tuple[int, int]
     correction: np.ndarray | None
 
-    def quantizer(self, tile: tuple[int, int], wide: tuple[int, ...], ranges: np.ndarray) -> WinogradQuantizer:
-        """Quantise it; parameters as of `quantize_transformed`."""
-        found = quantize_transformed(self.weight, tile, wide, ranges, self.ends)
+    def quantizer(self, tile: Tile, wide: tuple[int, ...], seen: TransformedStatistics | None) -> WinogradQuantizer:
+        """Quantise it; without statistics, in units of the data's integers, all positions must be wide."""
+        ranges = centres = means = None
+        if seen is not None:
+            ranges, centres = data_ranges(seen.tiles[tile], tile, self.ends)
+            means = seen.mean
+        found = quantize_transformed(self.weight, tile, wide, ranges, self.ends, centres, means)
         return replace(found, correction=self.correction)
+
+    def way(self, tile: Tile, wide: tuple[int, ...], seen: TransformedStatistics, loss_db: float) -> WinogradWay:
+        """Say how to quantise it, and what that costs."""
+        return WinogradWay(tile, wide, loss_db, lambda: self.quantizer(tile, wide, seen))
 
 
 def tiled_layers(flow: Dataflow, quantizers: Quantizers) -> dict[str, TiledLayer]:

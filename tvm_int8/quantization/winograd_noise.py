@@ -18,8 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from tvm_int8 import winograd
-from tvm_int8.quantization.transformed_statistics import TransformedStatistics
+from tvm_int8.quantization.transformed_statistics import Tile, TileStatistics, TransformedStatistics
 
+HEADROOM = 1.15**2
+"""Square of how much farther than in calibration transformed data may reach without being clipped."""
+ONE_SIDED = 1.5
+"""Sum of a position's coefficients from which its data are one-sided when all data are."""
 _ALIKE = 0.5
 """How alike the pixels under a kernel are: the share of an error of its weights that its sum makes."""
 _SAMPLES = 4096
@@ -60,23 +64,38 @@ class WinogradNoise:
         return tuple(range(len(order)))
 
 
-def data_ranges(seen: TransformedStatistics, tile: tuple[int, int], ends: tuple[int, int]) -> np.ndarray:
-    """Magnitudes of transformed data that become 127, float64 [positions, C].
+def data_ranges(seen: TileStatistics, tile: Tile, ends: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Where transformed data are, for `winograd_quantizer.quantize_transformed`.
 
-    The geometric mean of what a channel reaches and of what any channel does: half of the scale moves into the
-    weights, as in SmoothQuant (Xiao et al. 2023, arXiv:2211.10438).  All of it would leave a channel no room to be
-    louder than in calibration, and clipping what was seen costs more than the finer steps gain.
+    From either end that a channel reaches to the geometric mean with what any channel reaches: half of the scale moves
+    into the weights, as in SmoothQuant (Xiao et al. 2023, arXiv:2211.10438).  All of it would leave a channel no room
+    to be louder than in calibration, and clipping costs more than finer steps gain; hence `HEADROOM`, too.  Positions
+    that add all data up are one-sided behind a ReLU, and have a centre; the others have zero in the middle.
 
     Parameters
     ----------
-    seen : TransformedStatistics
+    seen : TileStatistics
         In units of the data's integers.
     tile : (rows, columns)
     ends : (int, int)
         Lowest and highest integer of the data, less their zero point.
+
+    Returns
+    -------
+    ranges, centres : float64 [positions, C]
     """
-    reached = np.minimum(seen.largest, winograd.bounds(tile, *ends)[:, None])
-    return np.sqrt(reached * reached.max(1, keepdims=True))
+    bounds = winograd.bounds(tile, *ends)[:, None]
+    reached = [np.minimum(HEADROOM * end * _loudest(end), bounds**2) ** 0.5 for end in (-seen.low, seen.high)]
+    below, above = reached
+    even = np.maximum(below, above)
+    one_sided = (np.abs(winograd.of_constant(tile)) > ONE_SIDED)[:, None]
+    ranges, centres = np.where(one_sided, (above + below) / 2, even), np.where(one_sided, (above - below) / 2, 0.0)
+    return ranges, centres
+
+
+def _loudest(reached: np.ndarray) -> np.ndarray:
+    """Of all channels, [positions, 1]."""
+    return reached.max(1, keepdims=True)
 
 
 def predict_noise(
@@ -84,7 +103,7 @@ def predict_noise(
     error: np.ndarray,
     scale: np.ndarray,
     seen: TransformedStatistics,
-    tile: tuple[int, int],
+    tile: Tile,
     ranges: np.ndarray,
 ) -> WinogradNoise:
     """Predict the noise of one layer.
@@ -100,14 +119,14 @@ def predict_noise(
         In units of the data's integers.
     tile, ranges : as of `winograd_quantizer.quantize_transformed`
     """
-    square = scale**2
+    square, power = scale**2, seen.tiles[tile].power
     transformed = winograd.transformed_weight(weight, tile)
     energy = np.einsum("poc,o->pc", transformed**2, square)
     # The multiplier of a step finer than that of the data is clipped.
     steps = np.maximum(ranges / 127, 1 / (1 << winograd.shift(tile)))
-    data = (energy * np.minimum(steps**2 / 12, seen.power)).sum(1)
+    data = (energy * np.minimum(steps**2 / 12, power)).sum(1)
     peaks = np.stack([np.abs(u * step).max(1) / 127 for u, step in zip(transformed, steps, strict=True)])
-    rounded = (peaks**2 @ square) / 12 * (seen.power / steps**2).sum(1)
+    rounded = (peaks**2 @ square) / 12 * (power / steps**2).sum(1)
     by_channel = np.einsum("ocyx,o->c", weight**2, square)
     spread = np.maximum(seen.mean_square - seen.mean**2, 0.0)
     own, together = (error**2).sum((2, 3)), error.sum((2, 3)) ** 2
@@ -119,7 +138,7 @@ def predict_noise(
 
 
 @functools.cache
-def _rounding(tile: tuple[int, int]) -> np.ndarray:
+def _rounding(tile: Tile) -> np.ndarray:
     """Covariance [positions, positions] of what rounding in the data's transform does, as it adds up in the outputs."""
     rows, columns = (winograd.matrices(outputs) for outputs in tile)
     size = rows.data.shape[1], columns.data.shape[1]

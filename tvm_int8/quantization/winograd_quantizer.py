@@ -7,6 +7,7 @@ they cost nothing, as factors of a tensor's channels are in `channel_scales`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +36,6 @@ class WinogradQuantizer:
     output_scale : float32 [positions, O]
     correction : float64 [O], optional
         Added to the accumulators: the mean error, taken out.
-    loss_db : float, optional
-        What the layer's SQNR is expected to lose against the direct convolution. None: not known without data.
     """
 
     tile: tuple[int, int]
@@ -49,17 +48,35 @@ class WinogradQuantizer:
     start: np.ndarray
     output_scale: np.ndarray
     correction: np.ndarray | None = None
-    loss_db: float | None = None
 
     def constants(self) -> dict[str, np.ndarray]:
         """The order's constants, by role."""
         roles = "weight", "wide_weight", "input_offset", "input_scale", "start", "output_scale"
         return {role: getattr(self, role) for role in roles}
 
+
+@dataclass(frozen=True, eq=False)
+class WinogradWay:
+    """A way to compute a convolution by tiles, that can be quantised so.
+
+    Parameters
+    ----------
+    tile, wide : as of `WinogradQuantizer`
+    loss_db : float or None
+        What the layer's SQNR is expected to lose against the direct convolution. None: not known without data.
+    quantize : callable
+        Returns the `WinogradQuantizer`, which is as large as the weights and takes a while.
+    """
+
+    tile: tuple[int, int]
+    wide: tuple[int, ...]
+    loss_db: float | None
+    quantize: Callable[[], WinogradQuantizer]
+
     def __str__(self) -> str:
         """Say what it is, and what it costs."""
         rows, columns = self.tile
-        wide = f", {len(self.wide)} of {len(self.output_scale)} positions in 16 bits" if self.wide else ""
+        wide = f", {len(self.wide)} of {winograd.positions(self.tile)} positions in 16 bits" if self.wide else ""
         loss = "accuracy not predicted without data" if self.loss_db is None else f"SQNR {-self.loss_db:+.1f} dB"
         return f"Winograd {rows}x{columns}{wide}: {loss}"
 
@@ -68,7 +85,7 @@ def quantize_transformed(
     weight: np.ndarray,
     tile: tuple[int, int],
     wide: tuple[int, ...],
-    ranges: np.ndarray,
+    ranges: np.ndarray | None,
     data_ends: tuple[int, int],
     centres: np.ndarray | None = None,
     means: np.ndarray | None = None,
@@ -80,7 +97,7 @@ def quantize_transformed(
     weight : float64 [O, C, 3, 3]
         Real, in units of the convolution's int8 weights: what an accumulator is a sum of.
     tile, wide : as of `WinogradQuantizer`
-    ranges : float64 [positions, C]
+    ranges : float64 [positions, C], or None where all positions are wide
         Distance of transformed data from their centre, in units of the data's integers, that becomes 127; what is
         farther away saturates.
     data_ends : (int, int)
@@ -94,9 +111,12 @@ def quantize_transformed(
     transformed = winograd.transformed_weight(weight, tile)
     unit = 1 << winograd.shift(tile)
     narrow = [p for p in range(len(transformed)) if p not in wide]
+    ranges = np.zeros((len(transformed), weight.shape[1])) if ranges is None else ranges
     zeros = _of_zeros(tile, -data_ends[0])
     wanted = np.zeros_like(ranges) if centres is None else centres * unit
-    offsets = np.clip(np.rint(wanted + zeros[:, None]), -_WORD, _WORD)
+    # A whole number of steps, so that real zeros, which are frequent, are rounded as little as without a centre.
+    step = np.maximum(ranges * unit, 1e-9) / _BYTE
+    offsets = np.clip(np.rint(np.rint(wanted / step) * step + zeros[:, None]), -_WORD, _WORD)
     shifted = tuple(p for p in narrow if offsets[p].any())
     multiplier = np.clip(np.rint(_BYTE * 2**15 / np.maximum(ranges[narrow] * unit, 1e-9)), 1, _WORD).astype(np.int16)
     # What one step of the rounded data is worth goes into the weights.
