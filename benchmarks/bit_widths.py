@@ -217,8 +217,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if fp32.accuracy is not None:
         best = smallest(points, fp32.accuracy - arguments.points / 100 - 1e-9)
         for way, point in best.items():
-            saved = "" if "equal" not in best else f", {1 - point.size_bytes / best['equal'].size_bytes:+.0%} smaller"
-            print(f"\n{way}: {point.average_bits:.2f} bits within {arguments.points} points{saved} than equal bits")
+            saved = ""
+            if "equal" in best:
+                saved = f": {1 - point.size_bytes / best['equal'].size_bytes:.0%} smaller than equal bits"
+            print(f"\n{way}: {point.average_bits:.2f} bits within {arguments.points} points{saved}")
         print(f"\nrank correlation of SQNR and accuracy: {rank_correlation(points):.2f} ({len(points)} choices)")
     return 0
 
