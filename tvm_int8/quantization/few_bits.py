@@ -20,6 +20,8 @@ MOST_BITS = 6
 """With more, integers of twice the resolution do not fit into int8, and half a step does not matter."""
 SAMPLED = 1024
 """Weights of an output channel that the grid of scales is tried on: more say the same."""
+FEW_WEIGHTS = 64
+"""Of an output channel: so few do not average out, and each grid has a best scale of its own."""
 
 _COARSE = np.geomspace(1.0, 0.08, 13)  # scales tried, relative to the one that clips nothing
 _FINE = np.geomspace(0.85, 1.18, 15)  # and then to the best of these
@@ -98,9 +100,10 @@ def _rows(rows: np.ndarray, bits: int, counts: np.ndarray | None) -> tuple[np.nd
     values, scale, lowest = (np.zeros(shape, np.float32) for shape in (rows.shape, widest.shape, widest.shape))
     middle = np.full(widest.shape, 1 - 2**bits, np.float32)
     start = _best_of(_COARSE, *sample, widest, middle, bits)
+    start = _best_of(_FINE, *sample, start, middle, bits)
     for bottom in lowest_levels(bits):
         level = np.full(widest.shape, bottom, np.float32)
-        tried = _best_of(_FINE, *sample, start, level, bits)
+        tried = _best_of(_FINE, *sample, start, level, bits) if rows.shape[1] <= FEW_WEIGHTS else start
         for _ in range(_TURNS):
             found = 2 * codes(rows, tried, level, bits) + level
             tried = _fitted(rows, found, counts, tried)
