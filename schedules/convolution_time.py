@@ -33,6 +33,14 @@ FLOAT_DATA = 2.0
 """How much longer data take in float32, sixteen lanes instead of 32."""
 
 
+FIXED = 8000.0
+"""Of a call by tiles, beyond that of a direct convolution: another copy, another buffer, loops that are begun."""
+FIXED_MIXED = 6000.0
+"""Of two kinds of products in a call."""
+MARGIN = 1.05
+"""How many times faster another algorithm has to be to be taken."""
+
+
 def time_of(spec: Conv2d, cpu: Cpu) -> float:
     """Instructions of a convolution of stride 1, `Conv2d` or `WinogradConv2d`."""
     return _winograd(spec, cpu) if isinstance(spec, WinogradConv2d) else _direct(spec, cpu)
@@ -64,7 +72,8 @@ def _winograd(spec: WinogradConv2d, cpu: Cpu) -> float:
     transforms = positions * halves * (in_blocks * data * (1 if integer else FLOAT_DATA) + out_blocks * result)
     size = (positions + wide) * in_blocks * out_blocks * LANES**2 * (1 if integer else 4)
     epilogue = n * height * width * out_blocks * EPILOGUE
-    return tiles * (products * out_blocks + transforms) + epilogue + _reading(size, cpu, 1)
+    fixed = FIXED + (FIXED_MIXED if 0 < wide < positions else 0.0)
+    return tiles * (products * out_blocks + transforms) + epilogue + fixed + _reading(size, cpu, 1)
 
 
 def _blocks(spec: Conv2d) -> tuple[int, int]:
@@ -79,5 +88,7 @@ def _reading(weight_bytes: int, cpu: Cpu, times: int) -> float:
 
 
 def fastest(specs: Sequence[Conv2d], cpu: Cpu) -> int:
-    """Index of the algorithm that takes least time."""
-    return int(np.argmin([time_of(spec, cpu) for spec in specs]))
+    """Index of the algorithm that takes least time; the first one where others gain next to nothing."""
+    times = [time_of(spec, cpu) for spec in specs]
+    best = int(np.argmin(times))
+    return best if times[0] > MARGIN * times[best] else 0
