@@ -25,7 +25,7 @@ from tvm_int8.quantization.quantize import Quantization
 from tvm_int8.quantization.second_moments import SecondMoments
 from tvm_int8.quantization.simulated_network import SimulatedNetwork
 
-SPARSE_WIDTHS = (2, 4, 6)
+SPARSE_WIDTHS = (2, 5)
 """Measured in large networks; noise at the others follows from the weights' own."""
 FEW_BATCHES = 8
 """Fewer than this, and `SPARSE_WIDTHS` are measured on more batches instead of all widths."""
