@@ -8,7 +8,7 @@ import pytest
 from tvm_int8.errors import CalibrationError
 from tvm_int8.quantization.calibration_table import CalibrationTable, TensorRange
 from tvm_int8.quantization.observers import Histogram
-from tvm_int8.quantization.transformed_statistics import TransformedStatistics
+from tvm_int8.quantization.transformed_statistics import TransformedObserver
 
 
 def _table():
@@ -236,9 +236,9 @@ def test_fingerprint_depends_on_the_names_alone():
 
 
 def _with_transformed():
-    rng = np.random.default_rng(0)
-    arrays = [rng.random(3).round(2) for _ in range(3)] + [rng.random((36, 3)).round(2) for _ in range(2)]
-    return CalibrationTable(_table(), {"relu": TransformedStatistics(*arrays)})
+    observer = TransformedObserver([(1, 1, 1, 1)])
+    observer.update(np.random.default_rng(0).random((1, 3, 8, 8)).astype(np.float32))
+    return CalibrationTable(_table(), {"relu": observer.statistics()})
 
 
 def test_transformed_statistics_survive(tmp_path):
@@ -255,7 +255,8 @@ def test_transformed_statistics_survive(tmp_path):
         (lambda d: d.update(transformed=[]), ["no object"]),
         (lambda d: d["transformed"].update(relu=3), ["'relu'", "does not fit"]),
         (lambda d: d["transformed"]["relu"].pop("mean"), ["'relu'", "does not fit"]),
-        (lambda d: d["transformed"]["relu"]["power"].pop(), ["'relu'", "shape"]),
+        (lambda d: d["transformed"]["relu"].pop("4x2"), ["'relu'", "does not fit"]),
+        (lambda d: d["transformed"]["relu"]["4x4"]["power"].pop(), ["'relu'", "shape"]),
     ],
 )
 def test_transformed_statistics_that_do_not_fit_are_refused(tmp_path, change, words):

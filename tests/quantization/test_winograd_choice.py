@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import itertools
 import warnings
 
 import numpy as np
@@ -8,14 +9,16 @@ import pytest
 from tests.numpy_calibration import NumpyNetwork
 from tests.schedules.winograd_testing import winograd_spec
 from tests.small_networks import Network, draw
+from tvm_int8 import winograd
 from tvm_int8.config import QuantizationConfig
 from tvm_int8.frontend import load_model
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.quantizers import Quantizers
-from tvm_int8.quantization import ranges
+from tvm_int8.quantization import ranges, winograd_choice, winograd_quantizer
 from tvm_int8.quantization.calibration_table import CalibrationTable
 from tvm_int8.quantization.quantize import Quantization, quantize_network
 from tvm_int8.quantization.sqnr import sqnr_db
+from tvm_int8.quantization.transformed_statistics import TILES
 from tvm_int8.quantization.winograd_choice import can_be_tiled, tiled_layers, tiled_reads
 from tvm_int8.reference import winograd_conv2d
 from tvm_int8.schedules.rule import Constants
@@ -48,9 +51,13 @@ def default() -> Quantization:
     return quantized()
 
 
-def widths(found: Quantization) -> dict[str, list[int]]:
-    """How many positions have 16 bits, of every candidate."""
-    return {name: [len(q.wide) for q in candidates] for name, candidates in found.quantizers.winograd.items()}
+def shapes(found: Quantization) -> dict[str, list[tuple]]:
+    """Tiles, and how many positions have 16 bits, of every way."""
+    ways = found.quantizers.winograd
+    return {name: [(way.tile, len(way.wide)) for way in ways[name]] for name in ways}
+
+
+ALL_WIDE = ((4, 4), 36)
 
 
 def test_what_can_be_tiled():
@@ -66,79 +73,116 @@ def test_calibration_sees_what_is_read_even_where_it_has_no_range_of_its_own():
     assert "maxpool4" not in default().table
 
 
-def test_candidates():
-    wide = {name: found[0] for name, found in default().quantizers.winograd.items()}
-    assert list(wide) == list(TILED)
-    assert all(len(q.wide) == 36 and len(q.weight) == 0 for q in wide.values())
-    for found in default().quantizers.winograd.values():
-        for q in found[1:]:
-            assert 0 < len(q.wide) < 36 and q.loss_db <= 1
-    assert any(len(found) == 2 for found in default().quantizers.winograd.values())
+def test_one_way_is_all_wide_and_one_of_every_tile_is_within_the_limit():
+    limit_db = QuantizationConfig().winograd_max_loss_db
+    for ways in default().quantizers.winograd.values():
+        first, *others = ways
+        assert first.wide == tuple(range(36)) and first.tile == (4, 4) and first.loss_db < limit_db
+        assert [way.tile for way in others] == list(TILES)
+        assert all(way.loss_db <= limit_db for way in others)
+        assert all(len(way.wide) < winograd.positions(way.tile) for way in others)
+
+
+def test_smaller_tiles_need_fewer_wide_positions():
+    for ways in quantized(winograd_max_loss_db=4.0).quantizers.winograd.values():
+        shares = [len(way.wide) / winograd.positions(way.tile) for way in ways[1:]]
+        assert 1 > shares[0] >= shares[-1]
 
 
 def test_more_loss_leaves_fewer_positions_wide():
-    least, most = (widths(quantized(winograd_max_loss_db=db)) for db in (-100.0, 6.0))
-    assert all(counts == [36] for counts in least.values())
-    for name, counts in widths(default()).items():
-        assert most[name][-1] < counts[-1]
+    """With none allowed, a tile of which all positions would be wide is no way: there is a better one."""
+    counts = []
+    for limit_db in (-100.0, 2.0, 8.0, 100.0):
+        found = shapes(quantized(winograd_max_loss_db=limit_db))
+        assert all(ways[0] == ALL_WIDE for ways in found.values())
+        narrow = {name: dict(ways[1:]) for name, ways in found.items()}
+        counts.append([narrow[name].get(tile, winograd.positions(tile)) for name in TILED for tile in TILES])
+    for more, fewer in itertools.pairwise(counts):
+        assert all(np.array(more) >= fewer) and sum(more) > sum(fewer)
+    assert counts[0] == [winograd.positions(tile) for _ in TILED for tile in TILES] and not any(counts[-1])
 
 
 def test_always_and_off():
-    always = quantized(winograd="always")
-    assert all(counts[0] == 36 and counts[-1] == 0 for counts in widths(always).values())
+    always = shapes(quantized(winograd="always", winograd_max_loss_db=1.0))
+    assert all(ways[0] == ALL_WIDE and {(tile, 0) for tile in TILES} < set(ways) for ways in always.values())
+    assert all(len(set(ways)) == len(ways) for ways in always.values())
     off = quantized(winograd="off")
     assert off.quantizers.winograd == {} and off.table.transformed == {}
+
+
+def test_a_way_is_quantised_when_it_is_taken(monkeypatch):
+    asked = []
+
+    def spy(*arguments):
+        asked.append(arguments[1:3])
+        return winograd_quantizer.quantize_transformed(*arguments)
+
+    monkeypatch.setattr(winograd_choice, "quantize_transformed", spy)
+    found = quantized()
+    assert not asked
+    way = found.quantizers.winograd["conv2"][-1]
+    quantizer = way.quantize()
+    assert asked == [(way.tile, way.wide)] == [(quantizer.tile, quantizer.wide)]
 
 
 def test_a_saved_table_gives_the_same(tmp_path):
     default().table.save(tmp_path / "t.json")
     again = quantized(CalibrationTable.load(tmp_path / "t.json")).quantizers.winograd
-    for name, found in default().quantizers.winograd.items():
-        for first, second in zip(found, again[name], strict=True):
-            assert (first.wide, first.loss_db) == (second.wide, second.loss_db)
-            np.testing.assert_array_equal(first.correction, second.correction)
-            for constant, same in zip(first.constants().values(), second.constants().values(), strict=True):
-                np.testing.assert_array_equal(constant, same)
+    for name, ways in default().quantizers.winograd.items():
+        for first, second in zip(ways, again[name], strict=True):
+            assert (first.tile, first.wide, first.loss_db) == (second.tile, second.wide, second.loss_db)
+            one, other = first.quantize(), second.quantize()
+            assert one.shifted == other.shifted
+            np.testing.assert_array_equal(one.correction, other.correction)
+            for role, constant in one.constants().items():
+                np.testing.assert_array_equal(constant, other.constants()[role])
 
 
 def test_without_statistics_everything_has_16_bits():
     old = CalibrationTable(dict(default().table))
     for found in (quantized(old), quantized(None)):
-        assert widths(found) == {name: [36] for name in TILED}
-        assert all(q.loss_db is None for (q,) in found.quantizers.winograd.values())
-    assert "not predicted" in str(found.quantizers.winograd["conv2"][0])
+        assert shapes(found) == {name: [ALL_WIDE] for name in TILED}
+        assert all(way.loss_db is None for (way,) in found.quantizers.winograd.values())
+        quantizer = found.quantizers.winograd["conv2"][0].quantize()
+        assert len(quantizer.weight) == 0 and len(quantizer.wide_weight) == 36
 
 
 def test_weights_of_7_bits_have_no_narrow_products():
-    assert widths(quantized(weight_bits=7, winograd="always")) == {name: [36] for name in TILED}
+    assert shapes(quantized(weight_bits=7, winograd="always")) == {name: [ALL_WIDE] for name in TILED}
 
 
 def test_layers_in_fp32_are_left_out():
-    assert set(widths(default().without(["/conv5"]))) == {"conv2", "conv10"}
+    assert set(shapes(default().without(["/conv5"]))) == {"conv2", "conv10"}
 
 
-@pytest.mark.parametrize("options", [{}, {"per_channel_activations": False}, {"per_channel_weights": False}], ids=str)
-def test_wide_tiles_compute_what_exact_weights_would(options):
-    found = quantized(**options)
+OPTIONS = [{}, {"per_channel_activations": False}, {"per_channel_weights": False}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_tiles_compute_what_exact_weights_would(options):
+    found = quantized(winograd="always", **options)
     exact = NumpyNetwork(found.float_mod, [*TILED, *TILED.values()])(draw(model(), 1, seed=9)[0])
     for name, data in TILED.items():
         weight, reads = found.quantizers.weights[name], found.quantizers.activations[data]
         layer = tiled_layers(Dataflow(found.float_mod), found.quantizers)[name]
         zero_point = int(np.ravel(reads.zero_point)[0])
         integers = np.rint(exact[data] / layer.divisor.reshape(1, -1, 1, 1)) + zero_point
-        chosen = found.quantizers.winograd[name][0]
-        c, o = integers.shape[1], len(weight.exact)
-        options = {"pad_value": zero_point, "wide": chosen.wide, "shifted": chosen.shifted}
-        spec = winograd_spec(1, c, o, integers.shape[2:], **options)
-        data = np.clip(integers, 0, 255).astype(np.uint8)
-        acc = winograd_conv2d.accumulate(spec, data, Constants(**chosen.constants()))
-        # The bias says what is left over of the int8 weights' mean error, which these weights do not have.
         step = layer.divisor[0] if reads.factor is None else reads.step
         unit = (layer.scale * step).reshape(1, -1, 1, 1)
-        assert sqnr_db(exact[name], acc * unit) > 35
-        assert (chosen.correction is None) == (weight.correction is None)
-        if weight.correction is not None:
-            np.testing.assert_allclose(chosen.correction, -weight.correction.ravel() / unit.ravel(), rtol=1e-6)
+        for way in found.quantizers.winograd[name]:
+            chosen = way.quantize()
+            geometry = 1, integers.shape[1], len(weight.exact), integers.shape[2:]
+            options = {"pad_value": zero_point, "tile": way.tile, "wide": way.wide, "shifted": chosen.shifted}
+            spec = winograd_spec(*geometry, **options)
+            acc = winograd_conv2d.accumulate(
+                spec, np.clip(integers, 0, 255).astype(np.uint8), Constants(**chosen.constants())
+            )
+            wanted_db = 35 if len(way.wide) == 36 else 14 if not way.wide else 20
+            assert sqnr_db(exact[name], acc * unit) > wanted_db, str(way)
+            # The bias says what is left over of the int8 weights' mean error, which these weights do not have.
+            assert (chosen.correction is None) == (weight.correction is None)
+            if weight.correction is not None:
+                np.testing.assert_allclose(chosen.correction, -weight.correction.ravel() / unit.ravel(), rtol=1e-6)
 
 
 def test_a_zero_point_of_every_channel_is_not_for_tiles():

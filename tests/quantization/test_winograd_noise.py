@@ -1,99 +1,37 @@
 """Predictions of noise, against what the reference of the kernels computes."""
 
-from dataclasses import dataclass
-from functools import cached_property
-
 import numpy as np
 import pytest
 
-from tests.schedules.winograd_testing import winograd_spec
+from tests.quantization.tiled_layer import ALL, ENDS, PADDING, Layer
 from tvm_int8 import winograd
 from tvm_int8.quantization.sqnr import sqnr_db
-from tvm_int8.quantization.transformed_statistics import TransformedObserver, TransformedStatistics
-from tvm_int8.quantization.winograd_noise import WinogradNoise, data_ranges, predict_noise
-from tvm_int8.quantization.winograd_quantizer import quantize_transformed
-from tvm_int8.reference import winograd_conv2d
-from tvm_int8.schedules.rule import Constants
-
-ALL = tuple(range(36))
-ENDS = (0, 255)
-PADDING = (1, 1, 1, 1)
-
-
-@dataclass
-class Layer:
-    """A layer of integers, as a ReLU in front leaves them: neighbours alike, half of them zero."""
-
-    seed: int = 0
-    channels: int = 24
-
-    @cached_property
-    def weight(self):
-        """In units of int8 weights."""
-        w = np.random.default_rng(self.seed).standard_normal((16, self.channels, 3, 3))
-        return 127 * w / np.abs(w).max((1, 2, 3), keepdims=True)
-
-    @cached_property
-    def data(self):
-        rng = np.random.default_rng(self.seed + 1)
-        noise = rng.standard_normal((4, self.channels, 26, 26))
-        smooth = sum(noise[:, :, y : y + 24, x : x + 24] for y in range(3) for x in range(3))
-        loud = smooth * rng.uniform(0.2, 1.0, (1, self.channels, 1, 1))
-        return np.clip(np.maximum(loud, 0) * 255 / loud.max(), 0, 255)
-
-    @cached_property
-    def integers(self):
-        return np.rint(self.data).astype(np.uint8)
-
-    @cached_property
-    def seen(self):
-        observer = TransformedObserver([PADDING])
-        observer.update(self.data.astype(np.float32))
-        return observer.statistics()
-
-    @cached_property
-    def ranges(self):
-        return data_ranges(self.seen, TILE, ENDS)
-
-    @cached_property
-    def noise(self) -> WinogradNoise:
-        error = np.rint(self.weight) - self.weight
-        return predict_noise(self.weight, error, np.ones(len(self.weight)), self.seen, TILE, self.ranges)
-
-    def direct(self, data, weight):
-        spec = winograd_spec(4, self.channels, 16, (24, 24), PADDING)
-        windows = np.lib.stride_tricks.sliding_window_view(
-            np.pad(data, ((0, 0), (0, 0), (1, 1), (1, 1))), (3, 3), (2, 3)
-        )
-        found = np.einsum("nchwyx,ocyx->nohw", windows, weight, optimize=True)
-        assert found.shape == spec.result.shape
-        return found
-
-    def tiled(self, wide):
-        found = quantize_transformed(self.weight, TILE, wide, self.ranges, ENDS)
-        options = {"wide": wide, "shifted": found.shifted, "pad_value": 0}
-        spec = winograd_spec(4, self.channels, 16, (24, 24), PADDING, **options)
-        return winograd_conv2d.accumulate(spec, self.integers, Constants(**found.constants()))
-
-    def variance(self, values):
-        """Of all output channels together, as predictions are."""
-        exact = self.direct(self.integers.astype(np.float64), self.weight)
-        return np.square(values - exact).mean((0, 2, 3)).sum()
-
+from tvm_int8.quantization.transformed_statistics import (
+    TILES,
+    TileStatistics,
+    TransformedObserver,
+    TransformedStatistics,
+)
+from tvm_int8.quantization.winograd_noise import HEADROOM, ONE_SIDED, data_ranges, predict_noise
 
 LAYER = Layer()
+LAYERS = {tile: LAYER if tile == LAYER.tile else Layer(tile) for tile in TILES}
 
 
 def decibels(ratio):
     return abs(10 * np.log10(ratio))
 
 
-@pytest.mark.parametrize(
-    "wide", [ALL, (), tuple(range(0, 36, 2)), tuple(range(7, 29))], ids=["all", "none", "half", "22"]
-)
-def test_noise_of_tiles(wide):
-    predicted = LAYER.noise.wide + np.delete(LAYER.noise.narrow, list(wide)).sum()
-    assert decibels(predicted / LAYER.variance(LAYER.tiled(wide))) < 1.5  # where data are zero, nothing is rounded
+@pytest.mark.parametrize("share", ["all", "none", "half"])
+@pytest.mark.parametrize("tile", TILES)
+def test_noise_of_tiles(tile, share):
+    layer, wide = LAYERS[tile], {"all": ALL[tile], "none": (), "half": ALL[tile][::2]}[share]
+    predicted = layer.noise.wide + np.delete(layer.noise.narrow, list(wide)).sum()
+    measured = layer.variance(layer.tiled(wide))
+    if (tile, share) == ((2, 2), "all"):  # integers are transformed exactly; weights of 16 bits are not predicted
+        assert predicted == 0 and measured < 1e-3 * layer.noise.common
+    else:
+        assert decibels(predicted / measured) < 2  # where data are zero, nothing is rounded
 
 
 def test_noise_of_direct_convolutions():
@@ -107,10 +45,10 @@ def test_noise_of_direct_convolutions():
 def test_loss_is_that_of_the_whole_layer():
     exact = LAYER.direct(LAYER.data, LAYER.weight)
     direct = LAYER.direct(LAYER.integers.astype(np.float64), np.rint(LAYER.weight))
-    for wide in (ALL, ()):
+    for wide in (ALL[4, 4], ()):
         measured = sqnr_db(exact, direct) - sqnr_db(exact, LAYER.tiled(wide))
         assert abs(measured - LAYER.noise.loss_db(wide)) < 2.5
-    assert LAYER.noise.loss_db(()) > 10 > 1 > LAYER.noise.loss_db(ALL)
+    assert LAYER.noise.loss_db(()) > 5 > 1 > LAYER.noise.loss_db(ALL[4, 4])
 
 
 def test_as_few_positions_are_wide_as_the_limit_allows():
@@ -128,18 +66,56 @@ def test_as_few_positions_are_wide_as_the_limit_allows():
     assert (counts[0], counts[-1]) == (36, 0) and 0 < counts[3] < 36
 
 
-def test_ranges_are_between_those_of_channels_and_positions():
-    seen = LAYER.seen
-    assert (LAYER.ranges >= seen.largest * 0.999).all()
-    assert (LAYER.ranges <= seen.largest.max(1, keepdims=True) * 1.001).all()
-    loud = TransformedStatistics(
-        *(getattr(seen, n) for n in ("mean", "mean_square", "nonzero")), seen.largest * 1e6, seen.power
-    )
-    assert (data_ranges(loud, TILE, ENDS) <= winograd.bounds(TILE, *ENDS)[:, None]).all()
+def test_larger_tiles_lose_more():
+    losses = [LAYERS[tile].noise.loss_db(()) for tile in TILES]
+    assert losses == sorted(losses, reverse=True) and losses[0] > losses[-1] + 3
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_ranges_are_between_those_of_channels_and_positions(tile):
+    seen, (ranges, centres) = LAYERS[tile].seen.tiles[tile], LAYERS[tile].ranges
+    low, high = centres - ranges, centres + ranges
+    bounds, room = winograd.bounds(tile, *ENDS)[:, None], 0.999 * HEADROOM**0.5
+    assert (low <= np.maximum(room * seen.low, -bounds)).all()
+    assert (high >= np.minimum(room * seen.high, bounds)).all()
+    reached = np.maximum(-seen.low, seen.high)
+    assert (ranges <= reached.max(1, keepdims=True) * HEADROOM**0.5 * 1.001).all()
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_nothing_reaches_beyond_what_integers_can_become(tile):
+    seen = LAYER.seen.tiles[tile]
+    loud = TileStatistics(seen.low * 1e6, seen.high * 1e6, seen.power)
+    ranges, centres = data_ranges(loud, tile, ENDS)
+    assert (ranges + np.abs(centres) <= winograd.bounds(tile, *ENDS)[:, None] * (1 + 1e-12)).all()
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_only_sums_of_all_data_have_a_centre(tile):
+    """Behind a ReLU they are hardly ever negative; differences are of both signs, around zero."""
+    ranges, centres = LAYERS[tile].ranges
+    sums = np.abs(winograd.of_constant(tile)) > ONE_SIDED
+    assert sums.any() and not sums.all()
+    assert (centres[~sums] == 0).all()
+    assert np.abs(centres[sums]).sum() > 0.2 * ranges[sums].sum()
+    assert (np.sign(centres[sums]) == np.sign(winograd.of_constant(tile)[sums])[:, None]).all()
+
+
+def test_signed_data_have_no_centre():
+    values = np.random.default_rng(0).standard_normal((2, 4, 16, 16)).astype(np.float32)
+    observer = TransformedObserver([PADDING])
+    observer.update(np.concatenate([values, -values]))
+    for tile, seen in observer.statistics().tiles.items():
+        ranges, centres = data_ranges(seen, tile, (-128, 127))
+        assert (np.abs(centres) < 0.01 * ranges).all()
 
 
 def test_a_silent_layer():
-    silent = TransformedStatistics(*(np.zeros(4) for _ in range(3)), *(np.zeros((36, 4)) for _ in range(2)))
-    ranges = data_ranges(silent, TILE, ENDS)
-    noise = predict_noise(np.zeros((16, 4, 3, 3)), np.zeros((16, 4, 3, 3)), np.ones(16), silent, TILE, ranges)
-    assert noise.loss_db(()) == 0 and noise.fewest_wide(0.0) == ()
+    none = np.zeros(4)
+    tiles = {tile: TileStatistics(*(np.zeros((winograd.positions(tile), 4)) for _ in range(3))) for tile in TILES}
+    silent = TransformedStatistics(none, none, none, tiles)
+    for tile in TILES:
+        ranges, centres = data_ranges(tiles[tile], tile, ENDS)
+        assert not centres.any()
+        noise = predict_noise(np.zeros((16, 4, 3, 3)), np.zeros((16, 4, 3, 3)), np.ones(16), silent, tile, ranges)
+        assert noise.loss_db(()) == 0 and noise.fewest_wide(0.0) == ()
