@@ -23,9 +23,7 @@ SWEEPS = 2
 _BLOCK = 128  # columns whose errors are passed on one by one; behind them by matrix product
 
 
-def learn_rounding(
-    weight: np.ndarray, moments: np.ndarray, limit: int = 127, least: int | None = None
-) -> np.ndarray:
+def learn_rounding(weight: np.ndarray, moments: np.ndarray, limit: int = 127, least: int | None = None) -> np.ndarray:
     """Round one matrix.
 
     Parameters
