@@ -202,6 +202,11 @@ def of_constant(tile: tuple[int, int]) -> np.ndarray:
     return np.outer(rows, columns).ravel()
 
 
+def one_sided(tile: tuple[int, int]) -> tuple[int, ...]:
+    """Positions that add all data up, rather than compare them: one-sided where the data are, behind a ReLU."""
+    return tuple(np.flatnonzero(np.abs(of_constant(tile)) > 1.5).tolist())
+
+
 def multiply_high(a: np.ndarray, b) -> np.ndarray:
     """The product of int16 fractions of 2**15, rounded half up: `vpmulhrsw`; int32 arrays of int16 values."""
     return (a * b + (1 << 14)) >> 15

@@ -1,0 +1,142 @@
+"""What computing 3x3 convolutions by tiles gains in time: layers, and whole networks with what they lose.
+
+    python -m benchmarks.winograd_speed layers --target cascadelake --threads 1
+    python -m benchmarks.winograd_speed networks resnet50_v1 vgg19 --target cascadelake --threads 1
+
+Layers are those of stride 1 of ResNet-50 and VGG, untuned; each kernel's result is compared bit for bit with the NumPy
+reference before it is timed. Networks are compiled once for every row, with the same calibration; SQNR is that of the
+outputs against the network in FP32 (ONNX Runtime's). All times are medians of interleaved runs, as ratios of runs of
+the same turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import tvm
+
+import tvm_int8
+from benchmarks import metrics, onnx_graph, peers
+from benchmarks.networks import expand, load_network
+from benchmarks.timing import Times, interleave
+from tvm_int8.code_generation import TENSOR_IR
+from tvm_int8.runtime.threads import run_on_threads
+from tvm_int8.schedules.registry import deliver
+from tvm_int8.target import ResolvedTarget, parse_target
+from tvm_int8.tuning.candidate import Sample, meant_channels
+from tvm_int8.tuning.workload import Workload
+
+LAYERS = {
+    "ResNet-50": ((64, 64, 56), (128, 128, 28), (256, 256, 14), (512, 512, 7)),
+    "VGG": (
+        (64, 64, 224), (64, 128, 112), (128, 128, 112), (128, 256, 56), (256, 256, 56), (256, 512, 28),
+        (512, 512, 28), (512, 512, 14),
+    ),
+}  # fmt: skip
+"""Input channels, output channels, rows and columns of the map."""
+TILES = {"F(2,3)": (2, 2), "F(4x2,3)": (4, 2), "F(4,3)": (4, 4)}
+ROWS: dict[str, dict[str, Any]] = {
+    "direct": {"winograd": "off"},
+    "auto": {},
+    "auto, 11 dB": {"winograd_max_loss_db": 11.0},
+    "always": {"winograd": "always"},
+}
+"""Options of quantisation by the name of a row."""
+
+
+def layer(channels: int, outputs: int, size: int, resolved: ResolvedTarget) -> dict[str, Times]:
+    """Check and time one layer, directly and by tiles."""
+    sizes: Any = ((3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, 16)
+    shapes = (1, channels, size, size), (1, outputs, size, size)
+    direct = Workload("conv2d", *shapes, *sizes, ("uint8", "int8", "uint8"), resolved.cpu.threads)
+    ways = {name: replace(direct, op="winograd_conv2d", tile=tile) for name, tile in TILES.items()}
+    return interleave({name: kernel(w, resolved) for name, w in {"direct": direct, **ways}.items()}, 9, 10)
+
+
+def kernel(workload: Workload, resolved: ResolvedTarget) -> Callable[[], object]:
+    """Build a workload's kernel untuned, check its result, return what runs it.
+
+    Raises
+    ------
+    AssertionError
+        The result is not the reference's.
+    """
+    sample = Sample.of(workload)
+    made = deliver(sample.spec, sample.constants, resolved.cpu)
+    module = tvm.IRModule({"main": made.func.with_attr("global_symbol", "main")})
+    run = tvm.compile(module, resolved.tvm_target, tir_pipeline=TENSOR_IR)["main"]
+    arrays = [tvm.runtime.tensor(array) for array in (sample.data, *made.constants, np.zeros_like(sample.out))]
+    run(*arrays)
+    channels = workload.out[1]
+    np.testing.assert_array_equal(*(meant_channels(out, channels) for out in (arrays[-1].numpy(), sample.out)))
+    return lambda: run(*arrays)
+
+
+def print_layers(resolved: ResolvedTarget) -> None:
+    """Print the table of layers."""
+    print("| | layer | direct us | " + " | ".join(TILES) + " |\n|---|---|" + "---:|" * (1 + len(TILES)))
+    gains: dict[str, list[float]] = {name: [] for name in TILES}
+    for network, layers in LAYERS.items():
+        for shape in layers:
+            times = layer(*shape, resolved)
+            for name in TILES:
+                gains[name].append(times["direct"].relative_to(times[name]))
+            cells = " | ".join(f"{gains[name][-1]:.2f}x" for name in TILES)
+            size = f"{shape[0]} → {shape[1]}, {shape[2]}x{shape[2]}"
+            print(f"| {network} | {size} | {times['direct'].median_ms * 1e3:.0f} | {cells} |", flush=True)
+    means = " | ".join(f"{np.exp(np.mean(np.log(found))):.2f}x" for found in gains.values())
+    print(f"| | geometric mean | | {means} |")
+
+
+def print_network(name: str, target: str, threads: int, rounds: int) -> None:
+    """Print a network's rows."""
+    network = load_network(name)
+    model, calibration = onnx_graph.logits_model(network.model), network.inputs(16, 0)
+    inputs = network.inputs(4, 1)
+    exact = peers.ort_fp32(model, calibration, threads)
+    modules = {
+        row: tvm_int8.compile(
+            model, target, calibration=calibration, quantization=options, num_threads=threads, progress=False
+        )
+        for row, options in ROWS.items()
+    }
+    times = interleave({row: (lambda module=module: module(inputs[0])) for row, module in modules.items()}, rounds)
+    for row, module in modules.items():
+        found = [[value for x in inputs for value in run(x)] for run in (exact, module)]
+        tiles = Counter("x".join(map(str, r.kernel.split("_")[1:2])) for r in module.report if "winograd" in r.kernel)
+        kinds = ", ".join(f"{count} {tile}" for tile, count in sorted(tiles.items())) or "none"
+        gain = times["direct"].relative_to(times[row])
+        median, sqnr = times[row].median_ms, metrics.sqnr_db(*found)
+        print(f"| {name} | {row} | {kinds} | {median:.2f} | {gain:.2f}x | {sqnr:.1f} |", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print one of the tables."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.winograd_speed", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("what", choices=("layers", "networks"))
+    parser.add_argument("names", nargs="*", help="networks, as for benchmarks.compare")
+    parser.add_argument("--target", default="native")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args(argv)
+    resolved = parse_target(arguments.target)
+    resolved = replace(resolved, cpu=replace(resolved.cpu, threads=arguments.threads))
+    if arguments.what == "layers":
+        run_on_threads(lambda: print_layers(resolved), arguments.threads)
+        return 0
+    print("| network | | by tiles | ms | speed-up | SQNR dB |\n|---|---|---|---:|---:|---:|")
+    for name in expand(arguments.names):
+        print_network(name, arguments.target, arguments.threads, arguments.rounds)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
