@@ -6,7 +6,8 @@ The unit is one vector instruction on one of the ports that multiply: a `vpdpbus
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from tvm_int8.specs import LANES, Conv2d, WinogradConv2d
 from .cpu import Cpu
 from .winograd_knobs import FAR_BYTES, tile_counts
 
+Measured = Callable[[Conv2d], float | None]
+"""What an order has been measured to take; None where it has not."""
 STEP = {"avx512vnni": 1.0, "avxvnni": 2.0, "avx512bw": 5.0, "avx2": 10.0}
 """Instructions that multiply four channels of u8 by s8, for sixteen output channels."""
 WORD_STEP = {"avx512bw": 4.0, "avx2": 8.0}
@@ -87,8 +90,15 @@ def _reading(weight_bytes: int, cpu: Cpu, times: int) -> float:
     return times * beyond / FAR_BYTES
 
 
-def fastest(specs: Sequence[Conv2d], cpu: Cpu) -> int:
-    """Index of the algorithm that takes least time; the first one where others gain next to nothing."""
+def fastest(specs: Sequence[Conv2d], cpu: Cpu, measured: Measured = lambda spec: None) -> int:
+    """Index of the algorithm that takes least time; the first one where others gain next to nothing.
+
+    Where all have been `measured`, that counts; what positions of 16 bits add to it is the model's.
+    """
     times = [time_of(spec, cpu) for spec in specs]
+    narrow = [replace(spec, wide=()) if isinstance(spec, WinogradConv2d) else spec for spec in specs]
+    found = [measured(spec) for spec in narrow]
+    if all(found):
+        times = [us * time / time_of(spec, cpu) for us, time, spec in zip(found, times, narrow, strict=True)]
     best = int(np.argmin(times))
     return best if times[0] > MARGIN * times[best] else 0

@@ -29,9 +29,8 @@ from tvm_int8.quantization.quantize import Quantization, equalized, quantize_net
 from tvm_int8.quantization.ranges import observe_ranges
 from tvm_int8.quantized_model import QuantizedModel
 from tvm_int8.runtime import CompiledModule, load
-from tvm_int8.schedules.cpu import Cpu
 from tvm_int8.target import missing_features, parse_target
-from tvm_int8.tuning.lookup import SHIPPED, lookup
+from tvm_int8.tuning.lookup import SHIPPED, Lookup, lookup
 
 DEFAULT = QuantizationConfig()
 
@@ -101,7 +100,7 @@ def compile(
         quantized = model
     else:
         quantized = _quantize(model, calibration, config, inputs, progress)
-    tiles = _tiles(quantized, resolved.cpu)
+    tiles = _tiles(quantized, choose)
     executable, rows, planned = lower_and_build(quantized.mod, resolved.tvm_target, resolved.cpu, choose, tiles)
     memory = memory_of(planned, resolved.cpu.threads)
 
@@ -292,12 +291,13 @@ def quantized_model(found: Quantization, notes: Mapping[str, Any]) -> QuantizedM
     return QuantizedModel(found.mod(), found.float_mod, found.config, found.table, notes, found.reference, ways)
 
 
-def _tiles(quantized: QuantizedModel, cpu: Cpu) -> tvm.transform.Pass | None:
+def _tiles(quantized: QuantizedModel, choose: Lookup) -> tvm.transform.Pass | None:
     """What puts convolutions into the Winograd domain; None where the options want none there."""
     config = quantized.config
-    if config is None:
-        return pipeline.tile({}, cpu)
-    return None if config.winograd == "off" else pipeline.tile(quantized.winograd, cpu, config.winograd == "always")
+    if config is not None and config.winograd == "off":
+        return None
+    always = config is not None and config.winograd == "always"
+    return pipeline.tile(quantized.winograd, choose.cpu, always, choose.time_us)
 
 
 def _refuse_to_quantize_again(calibration: Any, quantization: Any, inputs: Inputs) -> None:

@@ -43,7 +43,7 @@ from tvm_int8.passes.sub_pixel_convolution import SubPixelConvolution
 from tvm_int8.passes.unsigned_activations import UnsignedActivations
 from tvm_int8.passes.wrap_integers import WrapIntegers
 from tvm_int8.quantization.calibration_table import CalibrationTable
-from tvm_int8.schedules.convolution_time import fastest
+from tvm_int8.schedules.convolution_time import Measured, fastest
 from tvm_int8.schedules.cpu import Cpu
 from tvm_int8.specs import Conv2d
 
@@ -127,11 +127,14 @@ def order() -> tvm.transform.Pass:
     )
 
 
-def tile(ways: Ways, cpu: Cpu, always: bool = False) -> tvm.transform.Pass:
-    """After `order`: convolutions that are faster so, or `always`, in the Winograd domain."""
+def tile(ways: Ways, cpu: Cpu, always: bool = False, measured: Measured = lambda spec: None) -> tvm.transform.Pass:
+    """After `order`: convolutions that are faster so, or `always`, in the Winograd domain.
+
+    What is faster a model of the CPU says, or times that have been measured.
+    """
 
     def choose(specs: Sequence[Conv2d]) -> int:
-        return 1 + fastest(specs[1:], cpu) if always else fastest(specs, cpu)
+        return 1 + fastest(specs[1:], cpu, measured) if always else fastest(specs, cpu, measured)
 
     return OrderWinograd(ways, choose)
 

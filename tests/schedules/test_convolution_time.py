@@ -57,3 +57,12 @@ def test_few_channels_leave_transforms_most_of_the_work():
         return time_of(direct, cpu("cascadelake")) / time_of(largest, cpu("cascadelake"))
 
     assert gain(16) < gain(64) < gain(256)
+
+
+def test_what_has_been_measured_counts():
+    layers = ways(256, (56, 56))
+    slow = dict(zip(layers, (10.0, 50.0, 9.0, 20.0), strict=True))
+    assert fastest(layers, cpu("cascadelake"), slow.get) == 2
+    assert fastest(layers, cpu("cascadelake"), {**slow, layers[3]: None}.get) == 1
+    half = replace(layers[2], wide=tuple(range(12)))
+    assert fastest([*layers[:2], half, layers[3]], cpu("cascadelake"), slow.get) == 0

@@ -313,3 +313,13 @@ def test_compiling_with_a_log(mine, monkeypatch):
     for inputs in draw(model, 2, seed=1):
         for found, wanted in zip(module(*inputs.values()), plain(*inputs.values()), strict=True):
             np.testing.assert_array_equal(found, wanted)
+
+
+def test_measured_times_are_those_of_this_cpu(mine):
+    """Of the layer as it is before layouts are assigned, too."""
+    write_log(mine, [tuned(7)])
+    choose = lookup(mine, TARGET)
+    plain = replace(SPEC, inputs=tuple(replace(tensor, block=0) for tensor in SPEC.inputs))
+    assert choose.time_us(SPEC) == choose.time_us(plain) == 7
+    assert choose.time_us(replace(SPEC, kernel=(5, 5))) is None
+    assert lookup(mine, parse_target("llvm -mcpu=icelake-server -num-cores=1")).time_us(SPEC) is None

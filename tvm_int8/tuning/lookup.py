@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..schedules.cpu import Cpu
 from ..schedules.knobs import Choice
 from ..schedules.registry import rule_of
-from ..specs import Spec
+from ..specs import LANES, Conv2d, Spec
 from ..target import ResolvedTarget, parse_target, required_cpu_features, supported_mcpus
 from .log_file import SUFFIX, Log, read_log
 from .record import KEPT, Record
@@ -76,11 +76,27 @@ class Lookup:
                     return Choice(record.template, record.knobs, f"tuned: {source.name}")
         return None
 
+    def time_us(self, spec: Spec) -> float | None:
+        """Return what the best kernel of a spec took when it was tuned for this very CPU; None where it was not."""
+        workload = Workload.of(_with_packed(spec), self.cpu.threads)
+        for source in self.sources:
+            for record in source.records.get(workload, ()) if workload is not None else ():
+                if record.target == self.cpu.name:
+                    return record.time_us
+        return None
+
     def _is_usable(self, record: Record, spec: Spec) -> bool:
         rule = rule_of(record.template)
         if rule is None or not rule.applies(spec, self.cpu) or not (record.final or record.ratio < KEPT):
             return False
         return rule.knob_space(spec, self.cpu).objection(record.knobs) is None
+
+
+def _with_packed(spec: Spec) -> Spec:
+    """The spec as it will be once layouts are assigned."""
+    if spec.inputs[0].block or not isinstance(spec, Conv2d):
+        return spec
+    return replace(spec, inputs=tuple(replace(t, block=LANES) for t in spec.inputs))
 
 
 def _alike(workload: Workload) -> list[Workload]:
