@@ -38,8 +38,7 @@ from tvm_int8.quantization.transformed_statistics import (
     TransformedObserver,
     TransformedStatistics,
 )
-from tvm_int8.quantization.winograd_choice import TiledLayer, tiled_layers, tiled_reads
-from tvm_int8.quantization.winograd_noise import data_ranges, predict_noise
+from tvm_int8.quantization.winograd_choice import LARGEST, TiledLayer, tiled_layers, tiled_reads
 from tvm_int8.quantization.winograd_quantizer import WinogradQuantizer, WinogradWay, quantize_transformed
 from tvm_int8.target import parse_target
 
@@ -131,9 +130,9 @@ class Study:
 
     def variants(self, only: Sequence[str]) -> Iterator[Variant]:
         """All rows of these kinds, behind the direct convolution."""
-        every = tuple(range(winograd.positions(TILES[0])))
+        every = tuple(range(winograd.positions(LARGEST)))
         yield Variant("direct", "direct", None)
-        found = [Variant("tile", "16 bits", self._fixed(TILES[0], every))]
+        found = [Variant("tile", "16 bits", self._fixed(LARGEST, every))]
         found += [Variant("tile", f"8 bits, {tile[0]}x{tile[1]}", self._fixed(tile, ())) for tile in TILES]
         found += [
             Variant("limit", f"{tile[0]}x{tile[1]}, loss up to {limit:g} dB", self._within(tile, limit))
@@ -157,9 +156,7 @@ class Study:
     def _within(self, tile: Tile, limit: float) -> Choose:
         def choose(layer: TiledLayer) -> WinogradWay:
             seen = self.seen[layer.data].divided(layer.divisor)
-            ranges, _ = data_ranges(seen.tiles[tile], tile, layer.ends)
-            noise = predict_noise(layer.weight, layer.error, layer.scale, seen, tile, ranges)
-            return layer.way(tile, noise.fewest_wide(limit), seen, 0.0)
+            return layer.way(tile, layer.noise(tile, seen).fewest_wide(limit), seen, 0.0)
 
         return choose
 

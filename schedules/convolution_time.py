@@ -58,7 +58,7 @@ def _direct(spec: Conv2d, cpu: Cpu) -> float:
     integer = spec.inputs[0].dtype == "uint8"
     step = STEP[cpu.dot] * (TILES_OF_AMX if cpu.amx else 1) / 4 if integer else 512 / cpu.vector_bits
     size = taps * channels * out_blocks * LANES * (1 if integer else 4)
-    return vectors * (taps * channels * step + EPILOGUE) + _reading(size, cpu, 1)
+    return vectors * (taps * channels * step + EPILOGUE) + _reading(size, cpu)
 
 
 def _winograd(spec: WinogradConv2d, cpu: Cpu) -> float:
@@ -76,7 +76,7 @@ def _winograd(spec: WinogradConv2d, cpu: Cpu) -> float:
     size = (positions + wide) * in_blocks * out_blocks * LANES**2 * (1 if integer else 4)
     epilogue = n * height * width * out_blocks * EPILOGUE
     fixed = FIXED + (FIXED_MIXED if 0 < wide < positions else 0.0)
-    return tiles * (products * out_blocks + transforms) + epilogue + fixed + _reading(size, cpu, 1)
+    return tiles * (products * out_blocks + transforms) + epilogue + fixed + _reading(size, cpu)
 
 
 def _blocks(spec: Conv2d) -> tuple[int, int]:
@@ -84,10 +84,10 @@ def _blocks(spec: Conv2d) -> tuple[int, int]:
     return -(-spec.inputs[0].shape[1] // LANES), -(-spec.result.shape[1] // LANES)
 
 
-def _reading(weight_bytes: int, cpu: Cpu, times: int) -> float:
-    """What it costs to read weights, `times` times, as far as L2 does not keep them."""
+def _reading(weight_bytes: int, cpu: Cpu) -> float:
+    """What it costs to read weights as far as L2 does not keep them."""
     beyond = max(0.0, weight_bytes - cpu.l2_bytes / 2)
-    return times * beyond / FAR_BYTES
+    return beyond / FAR_BYTES
 
 
 def fastest(specs: Sequence[Conv2d], cpu: Cpu, measured: Measured = lambda spec: None) -> int:

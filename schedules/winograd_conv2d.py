@@ -4,7 +4,8 @@ Algorithm
     For each tile of outputs: transform its data; for each position of a transformed tile multiply by a matrix of
     weights, all input by all output channels; transform back.  Transformed u8 data are int16.  At *narrow* positions
     they are rounded to int8, stored with 128 added and multiplied by s8 (`vpdpbusd`); at *wide* ones they are
-    multiplied by s16 as they are (`vpdpwssd`), at half the rate.
+    multiplied by s16 as they are (`vpdpwssd`): half the products per instruction, which takes twice as long on Intel's
+    cores.
 
 Schedule
     A *block* of tiles stays in L2 from transform to transform: its transformed data; then, for one *group* of output
@@ -196,13 +197,6 @@ class _Builder:
         rows, columns = self.spec.tile
         return [[(y * self.width + x) * LANES for y in range(rows + 2)] for x in range(columns + 2)]
 
-    def _transformed(self, columns: list[list], ops) -> list:
-        """The transformed tile, position by position."""
-        m_rows, m_columns = self.spec.tile
-        first = [winograd.transform_data(m_rows, column, ops) for column in columns]
-        rows = [winograd.transform_data(m_columns, [c[i] for c in first], ops) for i in range(m_rows + 2)]
-        return [value for row in rows for value in row]
-
     def _emit_integer_data(self, transformed) -> None:
         shift, tiles = winograd.shift(self.spec.tile), self.blocking.padded_tiles
         with T.serial(self.in_blocks) as channel_block, T.serial((self.count + 1) // 2) as pair:
@@ -213,7 +207,7 @@ class _Builder:
                 for column in self._offsets()
             ]
             words = Words(self.cpu)
-            values = self._transformed(columns, words)
+            values = winograd.transform_tile(self.spec.tile, columns, words)
             place = T.Bind((channel_block * tiles + pair * 2) * LANES)
             stride = self.in_blocks * tiles * LANES
             for slot, position in enumerate(self.wide):
@@ -223,7 +217,7 @@ class _Builder:
                 value, scale = values[position], self._by_channel("input_scale", slot, channel_block)
                 if position in self.spec.shifted:
                     offset = self._by_channel("input_offset", self.spec.shifted.index(position), channel_block)
-                    value = words.subtract(value, offset)
+                    value = words.sub_saturated(value, offset)
                 rounded.append(words.multiply_high(value, scale))
             for slot, value in enumerate(words.narrowed(rounded)):
                 store(transformed["narrow"], place + slot * stride, value, PAIR)
@@ -238,7 +232,7 @@ class _Builder:
             source = self._source_index(channel_block, tile)
             columns = [[let(load(self.source, source + at)) for at in column] for column in self._offsets()]
             place = T.Bind((channel_block * tiles + tile) * LANES)
-            for slot, value in enumerate(self._transformed(columns, Floats)):
+            for slot, value in enumerate(winograd.transform_tile(self.spec.tile, columns, Floats)):
                 store(transformed["plain"], place + slot * self.in_blocks * tiles * LANES, value)
 
     # Products
@@ -315,7 +309,7 @@ class _Builder:
         with T.serial(self.count) as tile:
             row, column = self._corner(tile)
 
-            def term(position: int):
+            def product(position: int):
                 place = ((self.slot[position] * blocks + o) * tiles + tile) * LANES
                 value = load(products, place)
                 if not self.integer:
@@ -324,11 +318,7 @@ class _Builder:
                 return let(convert(value, "float32")), let(scale)
 
             ops = Products if self.integer else Floats
-            columns = [
-                winograd.transform_result(m_rows, [term(y * (m_columns + 2) + x) for y in range(m_rows + 2)], ops)
-                for x in range(m_columns + 2)
-            ]
-            values = [winograd.transform_result(m_columns, [c[y] for c in columns], Floats) for y in range(m_rows)]
+            values = winograd.transform_products(self.spec.tile, product, ops, Floats)
             corner = T.Bind(row * (m_rows * width) + column * m_columns)
 
             def emit(rows: int, count: int) -> None:

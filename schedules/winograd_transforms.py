@@ -33,8 +33,8 @@ class Words:
         return let(a - b)
 
     @staticmethod
-    def subtract(a, b):
-        """The difference, saturated."""
+    def sub_saturated(a, b):
+        """The difference, within int16."""
         return let(intrinsic("int16x32", "llvm.ssub.sat", a, b))
 
     def root(self, a):

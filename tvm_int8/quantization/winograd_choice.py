@@ -21,9 +21,11 @@ from tvm_int8.passes.expressions import const_value, op_name
 from tvm_int8.passes.quantizers import ActivationQuantizer, Quantizers, WeightQuantizer
 from tvm_int8.quantization.calibration_table import CalibrationTable
 from tvm_int8.quantization.transformed_statistics import TILES, Tile, TransformedStatistics
-from tvm_int8.quantization.winograd_noise import data_ranges, predict_noise
+from tvm_int8.quantization.winograd_noise import WinogradNoise, data_ranges, predict_noise
 from tvm_int8.quantization.winograd_quantizer import WinogradQuantizer, WinogradWay, quantize_transformed
 
+LARGEST = TILES[0]
+"""The tile that needs fewest products: what all positions in 16 bits are worth most for."""
 FEWEST_CHANNELS = 16
 """Of data and results: fewer leave transforms more to do than the products they save."""
 
@@ -79,15 +81,13 @@ def choose_winograd(
 
 def _ways(layer: TiledLayer, seen: TransformedStatistics | None, config: QuantizationConfig) -> tuple[WinogradWay, ...]:
     """Without statistics nothing can be narrow; with weights of 7 bits, kernels may add two products in 16 bits."""
-    largest = TILES[0]
-    every = tuple(range(winograd.positions(largest)))
+    every = tuple(range(winograd.positions(LARGEST)))
     if seen is None:
-        return (WinogradWay(largest, every, None, lambda: layer.quantizer(largest, every, None)),)
+        return (WinogradWay(LARGEST, every, None, lambda: layer.quantizer(LARGEST, every, None)),)
     seen, found = seen.divided(layer.divisor), []
     for tile in TILES:
-        ranges, _ = data_ranges(seen.tiles[tile], tile, layer.ends)
-        noise = predict_noise(layer.weight, layer.error, layer.scale, seen, tile, ranges)
-        widths = [every] if tile == largest else []
+        noise = layer.noise(tile, seen)
+        widths = [every] if tile == LARGEST else []
         fewest = noise.fewest_wide(config.winograd_max_loss_db)
         widths += [fewest] if len(fewest) < winograd.positions(tile) else []
         widths += [()] if config.winograd == "always" else []
@@ -133,6 +133,11 @@ class TiledLayer:
             means = seen.mean
         found = quantize_transformed(self.weight, tile, wide, ranges, self.ends, centres, means)
         return replace(found, correction=self.correction)
+
+    def noise(self, tile: Tile, seen: TransformedStatistics) -> WinogradNoise:
+        """Predict it, with statistics as for `quantizer`."""
+        ranges, _ = data_ranges(seen.tiles[tile], tile, self.ends)
+        return predict_noise(self.weight, self.error, self.scale, seen, tile, ranges)
 
     def way(self, tile: Tile, wide: tuple[int, ...], seen: TransformedStatistics, loss_db: float) -> WinogradWay:
         """Say how to quantise it, and what that costs."""

@@ -85,12 +85,10 @@ def data_ranges(seen: TileStatistics, tile: Tile, ends: tuple[int, int]) -> tupl
     ranges, centres : float64 [positions, C]
     """
     bounds = winograd.bounds(tile, *ends)[:, None]
-    reached = [np.minimum(HEADROOM * end * _loudest(end), bounds**2) ** 0.5 for end in (-seen.low, seen.high)]
-    below, above = reached
+    below, above = (np.minimum(HEADROOM * end * _loudest(end), bounds**2) ** 0.5 for end in (-seen.low, seen.high))
     even = np.maximum(below, above)
     one_sided = (np.abs(winograd.of_constant(tile)) > ONE_SIDED)[:, None]
-    ranges, centres = np.where(one_sided, (above + below) / 2, even), np.where(one_sided, (above - below) / 2, 0.0)
-    return ranges, centres
+    return np.where(one_sided, (above + below) / 2, even), np.where(one_sided, (above - below) / 2, 0.0)
 
 
 def _loudest(reached: np.ndarray) -> np.ndarray:

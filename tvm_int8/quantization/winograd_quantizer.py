@@ -110,36 +110,53 @@ def quantize_transformed(
     """
     transformed = winograd.transformed_weight(weight, tile)
     unit = 1 << winograd.shift(tile)
-    narrow = [p for p in range(len(transformed)) if p not in wide]
-    ranges = np.zeros((len(transformed), weight.shape[1])) if ranges is None else ranges
-    zeros = _of_zeros(tile, -data_ends[0])
-    wanted = np.zeros_like(ranges) if centres is None else centres * unit
-    # A whole number of steps, so that real zeros, which are frequent, are rounded as little as without a centre.
-    step = np.maximum(ranges * unit, 1e-9) / _BYTE
-    offsets = np.clip(np.rint(np.rint(wanted / step) * step + zeros[:, None]), -_WORD, _WORD)
-    shifted = tuple(p for p in narrow if offsets[p].any())
-    multiplier = np.clip(np.rint(_BYTE * 2**15 / np.maximum(ranges[narrow] * unit, 1e-9)), 1, _WORD).astype(np.int16)
+    narrow, words = [p for p in range(len(transformed)) if p not in wide], list(wide)
+    output_scale = np.zeros(transformed.shape[:2], np.float32)
+    start = np.zeros(transformed.shape[:2], np.int64)
+
+    ranges = np.zeros((len(transformed), weight.shape[1])) if ranges is None else ranges * unit
+    zeros = _of_zeros(tile, -data_ends[0])[:, None]
+    offsets = _offsets(ranges, np.zeros_like(ranges) if centres is None else centres * unit, zeros)
+    shifted = [p for p in narrow if offsets[p].any()]
+    multiplier = np.clip(np.rint(_BYTE * 2**15 / np.maximum(ranges[narrow], 1e-9)), 1, _WORD).astype(np.int16)
     # What one step of the rounded data is worth goes into the weights.
     scaled = transformed[narrow] * (2.0**15 / unit / multiplier[:, None, :])
     steps = np.maximum(np.abs(scaled).max(2, initial=0.0), 1e-30) / _BYTE
-    values = np.clip(np.rint(scaled / steps[:, :, None]), -_BYTE, _BYTE).astype(np.int8)
-    words, word_steps = _words(transformed[list(wide)], winograd.bounds(tile, *data_ends)[list(wide)] * unit)
-    output_scale = np.zeros((len(transformed), len(weight)), np.float32)
     output_scale[narrow] = steps
-    output_scale[list(wide)] = word_steps / unit
+    scaled /= steps[:, :, None]
+    values = np.clip(np.rint(scaled), -_BYTE, _BYTE).astype(np.int8)
     # What real zeros become is taken out, exactly: they are frequent, and must not be off by a part of a step.
-    zero = winograd.multiply_high((zeros[:, None] - offsets)[narrow].astype(np.int32), multiplier.astype(np.int32))
-    start = np.zeros((len(transformed), len(weight)), np.int64)
+    zero = winograd.multiply_high((zeros - offsets)[narrow].astype(np.int32), multiplier.astype(np.int32))
     start[narrow] = -np.einsum("poc,pc->po", values.astype(np.int64), np.clip(zero, -_BYTE - 1, _BYTE))
     if means is not None:
         transformed_means = winograd.of_constant(tile)[narrow, None] * means * (unit / 2.0**15) * multiplier
-        lost = np.einsum("poc,pc->po", scaled / steps[:, :, None] - values, transformed_means)
-        start[narrow] += np.rint(lost).astype(np.int64)
-    exact_zeros = winograd.of_constant(tile) * (-data_ends[0] * unit)
-    start[list(wide)] = np.rint(-exact_zeros[list(wide), None] * words.sum(2, dtype=np.int64)).astype(np.int64)
-    start = start.astype(np.int32)
-    offset = offsets[list(shifted)].astype(np.int16)
-    return WinogradQuantizer(tile, tuple(wide), values, words, shifted, offset, multiplier, start, output_scale)
+        start[narrow] += np.rint(np.einsum("poc,pc->po", scaled - values, transformed_means)).astype(np.int64)
+
+    largest = winograd.bounds(tile, *data_ends)[words] * unit
+    wide_values, steps = _words(transformed[words], largest)
+    output_scale[words] = steps / unit
+    of_zeros = winograd.of_constant(tile)[words, None] * (-data_ends[0] * unit)
+    start[words] = np.rint(-of_zeros * wide_values.sum(2, dtype=np.int64)).astype(np.int64)
+    return WinogradQuantizer(
+        tile=tile,
+        wide=tuple(wide),
+        weight=values,
+        wide_weight=wide_values,
+        shifted=tuple(shifted),
+        input_offset=offsets[shifted].astype(np.int16),
+        input_scale=multiplier,
+        start=start.astype(np.int32),
+        output_scale=output_scale,
+    )
+
+
+def _offsets(ranges: np.ndarray, centres: np.ndarray, zeros: np.ndarray) -> np.ndarray:
+    """What is subtracted from transformed integers: a whole number of steps more than real zeros are.
+
+    So zeros, which are frequent, are rounded as little as without a centre.
+    """
+    step = np.maximum(ranges, 1e-9) / _BYTE
+    return np.clip(np.rint(np.rint(centres / step) * step + zeros), -_WORD, _WORD)
 
 
 def _of_zeros(tile: tuple[int, int], zero_point: int) -> np.ndarray:

@@ -91,7 +91,6 @@ def float_products(transformed: np.ndarray, weight: np.ndarray) -> np.ndarray:
 def accumulate(spec, data, constants) -> np.ndarray:
     """What the program starts from, float32 [N, O, H, W]."""
     rows, columns = spec.tile
-    height, width = rows + winograd.TAPS - 1, columns + winograd.TAPS - 1
     if data.dtype == np.float32:
         tiles = winograd.tiles_of(data, spec.tile, spec.padding, 0)
         transformed = winograd.transformed_data(tiles, spec.tile, _Floats)
@@ -101,11 +100,7 @@ def accumulate(spec, data, constants) -> np.ndarray:
         products = integer_products(spec, data, constants).astype(F32)
         scale = constants.output_scale[:, None, :, None, None]
         terms, first = list(zip(products, np.broadcast_to(scale, products.shape), strict=True)), _Products
-    # rows first: one axis of a tile at a time
-    by_column = [
-        winograd.transform_result(rows, [terms[y * width + x] for y in range(height)], first) for x in range(width)
-    ]
-    outs = [winograd.transform_result(columns, [by_column[x][y] for x in range(width)], _Floats) for y in range(rows)]
+    outs = winograd.transform_products(spec.tile, terms.__getitem__, first, _Floats)
     n, o, ty, tx = products.shape[1:]
     whole = np.stack([np.stack(row, -1) for row in outs], -2)  # [N, O, ty, tx, rows, columns]
     whole = whole.transpose(0, 1, 2, 4, 3, 5).reshape(n, o, ty * rows, tx * columns)
