@@ -3,8 +3,9 @@
     tvm_int8.kernel(x, weight, bias; spec)   ->   call_tir(conv2d_u8s8_avx512vnni_3x3, (x, packed weight, packed bias))
 
 Requires   AssignLayouts.
-Ensures    no kernel order is left; equal orders share one function; function attribute `kernels` lists, for every call
-           in order, what the report and the profile need.
+Ensures    no kernel order is left; equal orders share one function; module attribute `tvm_int8.kernels` lists, for
+           every call, what the report and the profile need; `tvm_int8.packed_weights` has the weights that an exported
+           library stores at the width they need.
 """
 
 from __future__ import annotations
@@ -19,17 +20,19 @@ import tvm
 from tvm import relax
 
 from tvm_int8.kernel_op import constants_of, inputs_of, is_kernel, spec_of, stored_of, tensor_of
+from tvm_int8.packed_weights import Layout, PackedWeight
 from tvm_int8.schedules import amx
 from tvm_int8.schedules.cpu import Cpu
 from tvm_int8.schedules.knobs import Choice
 from tvm_int8.schedules.registry import deliver
 from tvm_int8.schedules.rule import Constants
-from tvm_int8.specs import Spec
+from tvm_int8.specs import Conv2d, Kernel, Spec
 
 from .dataflow import Rebuilder, rebuild
 from .expressions import Expr
 
 Choose = Callable[[Spec], Choice | None]
+ROWS, PACKED_WEIGHTS = "tvm_int8.kernels", "tvm_int8.packed_weights"
 
 
 @tvm.transform.module_pass(opt_level=0, name="ScheduleKernels")
@@ -45,7 +48,8 @@ class ScheduleKernels:
         out = rebuild(mod, delivery)
         for variable, func in delivery.functions.items():
             out.update_func(variable, func)
-        return out.with_attr("tvm_int8.kernels", json.dumps(delivery.rows))
+        packed = {name: tvm.runtime.tensor(np.frombuffer(data, np.uint8)) for name, data in delivery.packed.items()}
+        return out.with_attr(ROWS, json.dumps(delivery.rows)).with_attr(PACKED_WEIGHTS, packed)
 
 
 class _Delivery:
@@ -53,9 +57,11 @@ class _Delivery:
         self.cpu, self.choose = cpu, choose
         self.functions: dict[tvm.ir.GlobalVar, object] = {}
         self.rows: dict[str, dict] = {}
+        self.packed: dict[str, bytes] = {}
         self._known: dict[str, tvm.ir.GlobalVar] = {}
         self._names: set[str] = set()
         self._may_use_tiles = False
+        self._layouts: dict[tvm.ir.GlobalVar, Layout] = {}
         self._builder = relax.BlockBuilder()  # gives functions the type a call_tir wants to see
 
     def __call__(self, binding, value: Expr, _new: Rebuilder) -> Expr | None:
@@ -72,9 +78,23 @@ class _Delivery:
             self._known[key] = variable = self._builder.add_func(func, name)
             self.functions[variable] = func
         variable = self._known[key]
-        self.rows[binding.var.name] = _row(spec, kernel, variable.name_hint, tensor_of(value), stored_of(value))
+        row = _row(spec, kernel, variable.name_hint, tensor_of(value), stored_of(value))
+        weight = self._packed_weight(spec, constants, kernel, variable)
+        if weight is not None:
+            self.packed[binding.var.name] = weight.to_bytes()
+            row["weight_bits"] = weight.bits
+        self.rows[binding.var.name] = row
         packed = [relax.const(np.ascontiguousarray(c), str(c.dtype)) for c in kernel.constants]
         return relax.call_tir(variable, [*inputs_of(value), *packed], out_ty=binding.var.ty)
+
+    def _packed_weight(self, spec: Spec, constants: Constants, kernel: Kernel, function) -> PackedWeight | None:
+        weight, pack = constants.weight, kernel.pack_weight
+        if not isinstance(spec, Conv2d) or pack is None or weight is None or weight.dtype != np.int8:
+            return None
+        packed = PackedWeight.of(weight, spec.groups, spec.transposed, pack, self._layouts.get(function))
+        if packed is not None:
+            self._layouts[function] = packed.layout
+        return packed
 
     def _unique(self, name: str) -> str:
         name = re.sub(r"\W", "_", name)
@@ -98,5 +118,6 @@ def _row(spec: Spec, kernel, function: str, tensor: str, stored) -> dict:
         "macs": int(getattr(spec, "macs", 0)),
         "bytes": int(moved + sum(c.nbytes for c in kernel.constants)),
         "result": {"shape": list(spec.result.shape), "dtype": spec.result.dtype, "block": spec.result.block},
+        "weight_bits": None,
         "stored": [values.tolist() for values in stored] if stored is not None else None,
     }

@@ -89,7 +89,7 @@ class _Builder:
 
     def build(self) -> Kernel:
         spec = self.spec
-        weight = np.concatenate([self._packed_weight(phase).ravel() for phase in self.phases])
+        weight = self._all_weights(self.constants.weight)
         bias = np.concatenate([self._phase_bias(phase) for phase in self.phases])
         epilogue = Epilogue(spec, self.constants)
         with KernelBuilder(self._name()) as k:
@@ -109,7 +109,8 @@ class _Builder:
             offset = 0
             for index, phase in enumerate(self.phases):
                 offset += self._emit_phase(phase, offset, index * self.result.channel_blocks)
-        return Kernel(k.func, (weight, bias, *epilogue.channel_arrays()), k.name, dict(self.knobs))
+        constants = (weight, bias, *epilogue.channel_arrays())
+        return Kernel(k.func, constants, k.name, dict(self.knobs), pack_weight=self._all_weights)
 
     def _name(self) -> str:
         spec = self.spec
@@ -127,12 +128,16 @@ class _Builder:
         """(number of full tiles of oc_tile blocks, blocks in the last partial tile)."""
         return divmod(self.result.channel_blocks, self.knobs["oc_tile"])
 
-    def _packed_weight(self, phase) -> np.ndarray:
+    def _all_weights(self, weight: np.ndarray) -> np.ndarray:
+        """A weight of the spec's as the kernel reads it, phase after phase."""
+        return np.concatenate([self._packed_weight(phase, weight).ravel() for phase in self.phases])
+
+    def _packed_weight(self, phase, weight: np.ndarray) -> np.ndarray:
         """Weights in reading order: tiles x (channel blocks x taps x steps) x blocks of the tile x vector."""
         (y, x), red = phase, self.reduction
         o, c = self.result.channel_blocks * LANES, self.data.channel_blocks * self.data.block
-        dense = np.zeros((o, c, *self.spec.kernel), self.constants.weight.dtype)
-        weight, groups = self.constants.weight, self.spec.groups
+        dense = np.zeros((o, c, *self.spec.kernel), weight.dtype)
+        groups = self.spec.groups
         out_group, in_group = self.result.shape[1] // groups, self.data.shape[1] // groups
         for g in range(groups):
             rows, cols = slice(g * out_group, (g + 1) * out_group), slice(g * in_group, (g + 1) * in_group)

@@ -101,7 +101,7 @@ class _Builder:
 
     def build(self) -> Kernel:
         spec = self.spec
-        weight = packed_weight(spec, self.constants.weight, self.geometry.source, self.reduction)
+        weight = self._packed_weight(self.constants.weight)
         epilogue = Epilogue(spec, self.constants)
         bias = np.zeros(spec.result.shape[1], np.int32) if self.constants.bias is None else self.constants.bias
         bias = pad_channels(bias.astype(np.int32))
@@ -121,7 +121,11 @@ class _Builder:
             self.source: Any = None if self.packs_chunks else self._pixel_major(data)
             self._emit_tasks(data)
         func = k.func.with_attr(amx.NEEDS_PERMISSION, True)
-        return Kernel(func, (weight, bias, *epilogue.channel_arrays()), k.name, dict(self.knobs))
+        constants = (weight, bias, *epilogue.channel_arrays())
+        return Kernel(func, constants, k.name, dict(self.knobs), pack_weight=self._packed_weight)
+
+    def _packed_weight(self, weight: np.ndarray) -> np.ndarray:
+        return packed_weight(self.spec, weight, self.geometry.source, self.reduction)
 
     def _pixel_major(self, data):
         source, spec = self.geometry.source, self.spec

@@ -81,7 +81,7 @@ class Body:
         """The multiply-adds, for the kernel's name."""
         raise NotImplementedError
 
-    def packed_weight(self) -> np.ndarray:
+    def packed_weight(self, weight: np.ndarray) -> np.ndarray:
         """Weights as the body reads them."""
         raise NotImplementedError
 
@@ -112,7 +112,8 @@ class Body:
 
     def build(self) -> Kernel:
         """The kernel: data, tensor operands, weight, bias, channel operands, zero points of padding, output."""
-        weight, (bias, *channels), pad = self.packed_weight(), self.per_channel_arrays(), self.pad_array()
+        weight, pad = self.packed_weight(self.constants.weight), self.pad_array()
+        bias, *channels = self.per_channel_arrays()
         tensors = self.epilogue.tensor_parameters()
         with KernelBuilder(self.name()) as k:
             self.data, *rest = k.arguments(
@@ -129,7 +130,8 @@ class Body:
             self.channels, self.pad = rest[: len(channels)], rest[len(channels) :]
             self.epilogue.bind(self.tensors, self.channels)
             self._emit()
-        return Kernel(k.func, (weight, bias, *channels, *pad), k.name, self.knobs)
+        constants = (weight, bias, *channels, *pad)
+        return Kernel(k.func, constants, k.name, self.knobs, pack_weight=self.packed_weight)
 
     def name(self) -> str:
         """depthwise_conv2d_<form>_<kernel>_<strides>."""

@@ -81,10 +81,10 @@ class Plain(Body):
         """Its part of the kernel's name."""
         return "u8s8" if self.integer else "f32"
 
-    def packed_weight(self) -> np.ndarray:
+    def packed_weight(self, weight: np.ndarray) -> np.ndarray:
         """[CB, KH, KW, 16], int16 (LLVM then multiplies with one `vpmaddwd`) or float32."""
         kh, kw = self.spec.kernel
-        weight = self.constants.weight.reshape(-1, kh * kw).T
+        weight = weight.reshape(-1, kh * kw).T
         packed = pad_channels_last(weight).reshape(kh, kw, -1, LANES).transpose(2, 0, 1, 3)
         return np.ascontiguousarray(packed, np.int16 if self.integer else np.float32)
 

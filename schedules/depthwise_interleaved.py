@@ -45,10 +45,10 @@ class Interleaved(Body):
         self.groups = -(-spec.kernel[1] // 4)
         self.interleaved_epilogue = finishes_interleaved(spec)
 
-    def packed_weight(self) -> np.ndarray:
+    def packed_weight(self, weight: np.ndarray) -> np.ndarray:
         """[CB, KH, groups of 4 taps, 4 accumulators, 4 pixels (repeated), 4 channels, 4 taps] int8."""
         kh, kw = self.spec.kernel
-        weight = pad_channels_last(self.constants.weight.reshape(-1, kh * kw).T).T
+        weight = pad_channels_last(weight.reshape(-1, kh * kw).T).T
         weight = np.pad(weight.reshape(-1, kh, kw), ((0, 0), (0, 0), (0, -kw % 4)))
         weight = weight.reshape(-1, 4, 4, kh, self.groups, 4).transpose(0, 3, 4, 1, 2, 5)
         return np.ascontiguousarray(np.repeat(weight[..., None, :, :], PIXELS, axis=4), np.int8)

@@ -102,16 +102,18 @@ def compile(
         quantized = _quantize(model, calibration, config, inputs, progress)
     tiles = _tiles(quantized, choose)
     executable, rows, planned = lower_and_build(quantized.mod, resolved.tvm_target, resolved.cpu, choose, tiles)
-    memory = memory_of(planned, resolved.cpu.threads)
+    packed = [row["packed"] for row in rows if row["packed"] is not None]
+    memory = memory_of(planned, resolved.cpu.threads, packed)
 
     def metadata(sqnr=None):
         reasons, notes = _reasons(quantized), quantized.notes
         return describe(quantized.float_mod, rows, resolved, num_threads, reasons, sqnr, notes, memory)
 
-    module, reference = CompiledModule(executable, metadata()), quantized.reference
+    module, reference = CompiledModule(executable, metadata(), packed), quantized.reference
     if reference is None or missing_features(resolved.features):
         return module
-    return CompiledModule(executable, metadata(layer_sqnr(module, rows, reference.network, reference.batch)))
+    sqnr = layer_sqnr(module, rows, reference.network, reference.batch)
+    return CompiledModule(executable, metadata(sqnr), packed)
 
 
 def quantize(
@@ -288,7 +290,8 @@ def quantize_for_measuring(
 def quantized_model(found: Quantization, notes: Mapping[str, Any]) -> QuantizedModel:
     """What `quantize` returns."""
     ways = by_layer(Dataflow(found.float_mod), found.quantizers.winograd)
-    return QuantizedModel(found.mod(), found.float_mod, found.config, found.table, notes, found.reference, ways)
+    parts = found.mod(), found.float_mod, found.config, found.table, notes, found.reference, ways, found.quantizers
+    return QuantizedModel(*parts)
 
 
 def _tiles(quantized: QuantizedModel, choose: Lookup) -> tvm.transform.Pass | None:

@@ -10,10 +10,11 @@ from tvm import relax
 from tvm_int8 import pipeline
 from tvm_int8.code_generation import TENSOR_IR
 from tvm_int8.errors import TvmInt8Error
+from tvm_int8.packed_weights import PackedWeight
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import shape_of
 from tvm_int8.passes.order_winograd import NOTES
-from tvm_int8.passes.schedule_kernels import Choose
+from tvm_int8.passes.schedule_kernels import PACKED_WEIGHTS, ROWS, Choose
 from tvm_int8.schedules.cpu import Cpu
 
 
@@ -30,7 +31,7 @@ def lower_and_build(
     -------
     executable : relax.VMExecutable
     rows : list of dict
-        One per kernel call, in the order of execution (see `passes.schedule_kernels`).
+        One per kernel call, in the order of execution (see `passes.schedule_kernels`), with its `PackedWeight`.
     planned : IRModule
         What the code generator was given, memory planned, for inspection.
     """
@@ -62,9 +63,8 @@ def compile_planned(planned: tvm.IRModule, target: tvm.target.Target):
 
 def kernel_rows(lowered: tvm.IRModule) -> list[dict]:
     """What each call of a scheduled function is, in order; islands included."""
-    known = (
-        json.loads(lowered.attrs["tvm_int8.kernels"]) if lowered.attrs and "tvm_int8.kernels" in lowered.attrs else {}
-    )
+    known = json.loads(lowered.attrs[ROWS]) if lowered.attrs and ROWS in lowered.attrs else {}
+    packed = dict(lowered.attrs[PACKED_WEIGHTS]) if lowered.attrs and PACKED_WEIGHTS in lowered.attrs else {}
     names = dict(lowered["main"].attrs["layer_names"]) if "layer_names" in lowered["main"].attrs else {}
     notes = dict(lowered.attrs[NOTES]) if lowered.attrs and NOTES in lowered.attrs else {}
     rows = []
@@ -76,7 +76,10 @@ def kernel_rows(lowered: tvm.IRModule) -> list[dict]:
         row = known.get(binding.var.name)
         if row is None or row["function"] != function:
             row = _island_row(binding, function, str(names.get(binding.var.name, binding.var.name)), lowered)
-        rows.append({**row, "note": str(notes.get(row["layer"], "")) if row["macs"] else ""})
+        note = str(notes.get(row["layer"], "")) if row["macs"] else ""
+        stored = packed.get(binding.var.name)
+        weight = None if stored is None else PackedWeight.from_bytes(stored.numpy().tobytes())
+        rows.append({**row, "note": note, "packed": weight})
     return rows
 
 
@@ -95,5 +98,6 @@ def _island_row(binding, function: str, layer: str, lowered: tvm.IRModule) -> di
         "macs": 0,
         "bytes": 0,
         "result": {"shape": list(shape), "dtype": "", "block": 0},
+        "weight_bits": None,
         "stored": None,
     }

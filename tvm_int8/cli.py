@@ -98,6 +98,9 @@ def _add_compile(commands: Any) -> None:
         "--tuning-log", action="append", metavar="FILE.jsonl", help="what tune wrote, asked before the shipped logs"
     )
     parser.add_argument("--untuned", action="store_true", help="ask no tuning log: knobs from a model of the CPU")
+    parser.add_argument(
+        "--unpacked", action="store_true", help="weights as kernels read them: TVM's runtime alone can run the library"
+    )
     parser.add_argument("--report", action="store_true", help="print a line per layer")
     parser.set_defaults(run=_compile)
 
@@ -165,7 +168,7 @@ def _compile(options: argparse.Namespace) -> None:
     elif config:
         choices["quantization"] = config
     module = tvm_int8.compile(options.model, target=options.target, calibration=options.calibration, **choices)
-    module.export(options.output)
+    module.export(options.output, pack_weights=not options.unpacked)
     print(module.report if options.report else module.report.summary)
     print(f"wrote {options.output} ({os.path.getsize(options.output) / 2**20:.1f} MiB, for {module.metadata.mcpu})")
 

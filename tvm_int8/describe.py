@@ -81,4 +81,4 @@ def _layer(row: dict, reasons: Mapping[str, str], db: float | None) -> LayerRow:
     if row["precision"] != "int8":
         layer = row["layer"]
         reason = reasons.get(layer) or reasons.get("*") or "converts between float and integers, or changes the layout"
-    return LayerRow(row["layer"], op, row["precision"], row["kernel"], row["origin"], db, reason)
+    return LayerRow(row["layer"], op, row["precision"], row["kernel"], row["origin"], db, reason, row["weight_bits"])

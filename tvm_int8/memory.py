@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import tvm
@@ -11,18 +12,21 @@ from tvm import relax, tirx
 from tvm.ir import GenericConst
 
 from tvm_int8.metadata import Memory
+from tvm_int8.packed_weights import PackedWeight
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.plan_memory import MEMORY
+from tvm_int8.weight_archive import saved_bytes
 
 STACK_BYTES = 1024
 """Buffers up to this size are on the stack; larger ones come from the runtime's pool of workspaces, one per thread."""
 
 
-def memory_of(planned: tvm.IRModule, threads: int) -> Memory:
-    """What a module needs on so many threads, after `pipeline.to_executable`."""
+def memory_of(planned: tvm.IRModule, threads: int, packed: Sequence[PackedWeight] = ()) -> Memory:
+    """What a module needs on so many threads, after `pipeline.to_executable`, and what its file holds."""
     functions = [func for func in planned.functions.values() if isinstance(func, tirx.PrimFunc)]
     scratch = max((scratch_bytes(func, threads) for func in functions), default=0)
-    return Memory(sum(int(n) for n in planned["main"].attrs[MEMORY]), scratch, _constant_bytes(planned))
+    activations, constants = sum(int(n) for n in planned["main"].attrs[MEMORY]), _constant_bytes(planned)
+    return Memory(activations, scratch, constants, constants - saved_bytes(packed) if packed else None)
 
 
 def scratch_bytes(func: tirx.PrimFunc, threads: int) -> int:

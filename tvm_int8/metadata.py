@@ -50,6 +50,8 @@ class LayerRow:
         Signal to quantisation noise ratio at the layer's output, where it was measured.
     reason : str
         Why the layer is not in INT8, or anything else worth knowing.
+    weight_bits : int, optional
+        Of its packed weights in an exported library; None where they lie there as the kernel reads them.
     """
 
     layer: str
@@ -59,6 +61,7 @@ class LayerRow:
     origin: str = "heuristic"
     sqnr_db: float | None = None
     reason: str = ""
+    weight_bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,14 +101,19 @@ class Memory:
         What the kernel with the largest buffers of its own takes from the runtime's pool.
     constants : int
         Weights, biases and scales as kernels read them.
+    stored : int, optional
+        The same in an exported library, weights packed at the width they need; None where none are.
     """
 
     activations: int
     scratch: int
     constants: int
+    stored: int | None = None
 
     def __str__(self) -> str:
         parts = {"activations": self.activations, "scratch": self.scratch, "constants": self.constants}
+        if self.stored is not None:
+            parts["packed in a file"] = self.stored
         return ", ".join(f"{name} {size / 2**20:.2f} MiB" for name, size in parts.items())
 
 

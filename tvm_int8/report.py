@@ -55,9 +55,13 @@ class Report(Sequence[LayerRow]):
         return counts if self.memory is None else f"{counts}; {self.memory}"
 
     def __str__(self) -> str:
-        header = ("layer", "operator", "precision", "kernel", "knobs", "SQNR dB")
-        cells = [(r.layer, r.op.removeprefix("nn."), r.precision, r.kernel, r.origin, _db(r.sqnr_db)) for r in self]
-        lines = [table(header, cells, right_aligned={5}), self.summary]
+        header = ["layer", "operator", "precision", "kernel", "knobs", "SQNR dB"]
+        cells = [[r.layer, r.op.removeprefix("nn."), r.precision, r.kernel, r.origin, _db(r.sqnr_db)] for r in self]
+        if any(row.weight_bits is not None for row in self):
+            header.append("bits stored")
+            for row, line in zip(self, cells, strict=True):
+                line.append("" if row.weight_bits is None else str(row.weight_bits))
+        lines = [table(header, cells, right_aligned={5, 6}), self.summary]
         by_reason = defaultdict(list)
         for row in self._rows:
             if row.precision != "int8":

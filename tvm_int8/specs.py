@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+import numpy as np
 
 LANES = 16  # channels in one block of the packed layout, int32/float32 lanes of one zmm register
 
@@ -325,10 +328,14 @@ class Window2d(Spec):
 
 @dataclass(frozen=True)
 class Kernel:
-    """A delivered kernel: the scheduled PrimFunc, how to pack its constants, and what the report says about it."""
+    """A delivered kernel: the scheduled PrimFunc, its packed constants, and what the report says about it.
+
+    `pack_weight` makes `constants[0]` of the spec's weight, or of any other one of its shape, where it is but arranged.
+    """
 
     func: Any
     constants: tuple = ()
     name: str = ""
     knobs: dict = field(default_factory=dict)
     origin: str = "heuristic"
+    pack_weight: Callable[[np.ndarray], np.ndarray] | None = field(default=None, compare=False)

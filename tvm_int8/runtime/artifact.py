@@ -1,10 +1,11 @@
 """The one file a module is exported to: a shared library with a trailer that says what it is.
 
-    [ shared library ][ metadata, JSON ][ footer ]
+    [ shared library ][ executable with packed weights ][ metadata, JSON ][ footer ]
 
-Loaders ignore what follows an ELF file, so any program that hosts TVM's runtime can open it. The footer holds the
-format's version, both lengths and a SHA-256 of everything before it, so a file that is truncated, corrupted, or for
-another CPU or TVM is refused before any of its code is mapped.
+Loaders ignore what follows an ELF file. Without packed weights, the library has the executable inside, so any program
+that hosts TVM's runtime can run it; else it has the kernels' code (see `parameters`). The footer holds the format's
+version, both lengths (of all before the metadata, and theirs) and a SHA-256 of everything before it, so a file that is
+truncated, corrupted, or for another CPU or TVM is refused before any of its code is mapped.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -27,6 +28,8 @@ from tvm.support import cc
 
 from ..errors import ArtifactError
 from ..metadata import Metadata, installed_versions
+from ..packed_weights import PackedWeight
+from . import parameters
 
 FORMAT_VERSION = 1
 _MAGIC = b"tvm_int8 library"
@@ -38,7 +41,7 @@ _EXPORT_AGAIN = "export the module again"
 
 
 class Trailer(NamedTuple):
-    """What follows the library in a file: where the library ends, the metadata, and the checksum of both."""
+    """What follows the library in a file: where it ends, packed weights included, the metadata, and the checksum."""
 
     library_bytes: int
     metadata: Metadata
@@ -79,8 +82,8 @@ def write(path: str | os.PathLike[str], write_library: Callable[[str], None], me
             temporary.unlink()
 
 
-def link(executable: Any, path: str) -> None:
-    """Write an executable as a shared library.
+def link(executable: Any, path: str, packed: Sequence[PackedWeight] = ()) -> None:
+    """Write an executable as a shared library, with these of its weights packed behind the code.
 
     Raises
     ------
@@ -92,12 +95,25 @@ def link(executable: Any, path: str) -> None:
         raise ArtifactError(where, "no C compiler", "gcc or clang in PATH", action)
     try:
         with tempfile.TemporaryDirectory(prefix="tvm_int8-") as workspace, _without_scope_messages():
-            executable.export_library(path, workspace_dir=workspace)
+            if packed:
+                _link_packed(executable.mod, path, packed, workspace)
+            else:
+                executable.export_library(path, workspace_dir=workspace)
     except (RuntimeError, FileNotFoundError, PermissionError, subprocess.SubprocessError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         found = f"{cc.get_cc()} failed ({next((line for line in lines if 'error' in line.lower()), lines[0])[:300]})"
         expected = "a working C compiler and space in the temporary directory"
         raise ArtifactError(where, found, expected, action) from error
+
+
+def _link_packed(executable: Any, path: str, packed: Sequence[PackedWeight], workspace: str) -> None:
+    """The code alone as a library, and behind it the executable, which imports it."""
+    (code,) = executable.imports
+    code.export_library(path, workspace_dir=workspace)
+    saved = Path(workspace) / "executable"
+    executable.write_to_file(str(saved), executable.kind)
+    with open(path, "ab") as file:
+        file.write(parameters.separated(saved.read_bytes(), packed))
 
 
 def copy_library(source: Path, trailer: Trailer, path: str) -> None:
@@ -146,6 +162,41 @@ def check_versions(metadata: Metadata, where: str) -> None:
         if built.split(".post")[0] != here.split(".post")[0]:
             action = f"compile the model again, or install {name} {built}"
             raise ArtifactError(where, f"compiled with {name} {built}", f"{here}, which is installed", action)
+
+
+def open_executable(path: str | os.PathLike[str], library_bytes: int) -> Any:
+    """Map an exported library's code and return its executable, weights unpacked.
+
+    Raises
+    ------
+    ArtifactError
+        The system's loader refuses it, or the packed weights are not what was exported.
+    """
+    section = _packed_section(path, library_bytes)
+    if not section:
+        return open_library(path)
+    try:
+        saved = parameters.joined(section)
+    except ValueError as error:
+        found = f"packed weights that do not fit ({error})"
+        raise ArtifactError(os.fspath(path), found, "what module.export wrote", _EXPORT_AGAIN) from error
+    code = open_library(path)
+    with _without_scope_messages():
+        executable = tvm_ffi.get_global_func("ffi.Module.load_from_bytes.relax.VMExecutable")(saved)
+    executable.import_module(code)
+    return executable
+
+
+def _packed_section(path: str | os.PathLike[str], library_bytes: int) -> bytes:
+    """What stands behind the code, from a file whose checksum was right; empty where there is nothing."""
+    with open(path, "rb") as file:
+        file.seek(max(0, library_bytes - parameters.FOOTER.size))
+        size = parameters.section_bytes(file.read(parameters.FOOTER.size))
+        if size > library_bytes:
+            found, expected = f"packed weights of {size} bytes", f"at most {library_bytes}"
+            raise ArtifactError(os.fspath(path), found, expected, _EXPORT_AGAIN)
+        file.seek(library_bytes - size)
+        return file.read(size)
 
 
 def open_library(path: str | os.PathLike[str]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tvm import relax
 
 from ..errors import ArtifactError, ConfigError
 from ..metadata import Metadata
+from ..packed_weights import PackedWeight
 from ..report import Report
 from ..target import check_host
 from . import arguments, artifact
@@ -42,6 +43,8 @@ class CompiledModule:
         What `relax.build` returns, or a loaded library.
     metadata : Metadata
         Its description.
+    packed : sequence of PackedWeight
+        Weights that `export` stores at the width they need.
 
     Attributes
     ----------
@@ -57,10 +60,10 @@ class CompiledModule:
     >>> print(module.profile(x))                                        # doctest: +SKIP
     """
 
-    def __init__(self, executable: Any, metadata: Metadata):
+    def __init__(self, executable: Any, metadata: Metadata, packed: Sequence[PackedWeight] = ()):
         self.metadata = metadata
         self.report = Report(metadata.layers, metadata.memory)
-        self._executable = executable
+        self._executable, self._packed = executable, tuple(packed)
         self._source: tuple[Path, artifact.Trailer] | None = None
         self._num_threads = check_num_threads(metadata.num_threads)
         self._lock = threading.Lock()
@@ -193,10 +196,18 @@ class CompiledModule:
         check_kernels(recorder.functions, self.metadata.kernels)
         return recorder.outputs
 
-    def export(self, path: str | os.PathLike[str]) -> None:
+    def export(self, path: str | os.PathLike[str], pack_weights: bool = True) -> None:
         """Write the module to one file, a shared library that `tvm_int8.load` reads.
 
         An existing file is replaced at once, so a process that has it loaded is not disturbed.
+
+        Parameters
+        ----------
+        path : path
+        pack_weights : bool
+            Store integer weights at the width they need, and once each, where that is smaller; `load` unpacks them.
+            False: as kernels read them, so that any program that hosts TVM's runtime can run the library, too. What was
+            loaded is written as it was.
 
         Raises
         ------
@@ -204,13 +215,19 @@ class CompiledModule:
             It cannot be written, or there is no C compiler to link it.
         """
         metadata = dataclasses.replace(self.metadata, num_threads=self.num_threads)
-        artifact.write(path, self._write_library, metadata)
+        packed = self._packed if pack_weights else ()
 
-    def _write_library(self, path: str) -> None:
-        if self._source:
-            artifact.copy_library(*self._source, path)
-        else:
-            artifact.link(self._executable, path)
+        def write_library(path: str) -> None:
+            if self._source:
+                artifact.copy_library(*self._source, path)
+            else:
+                artifact.link(self._executable, path, packed)
+
+        if metadata.memory is not None and not self._source and not packed:
+            layers = [dataclasses.replace(row, weight_bits=None) for row in metadata.layers]
+            memory = dataclasses.replace(metadata.memory, stored=None)
+            metadata = dataclasses.replace(metadata, layers=tuple(layers), memory=memory)
+        artifact.write(path, write_library, metadata)
 
     def _threads(self, count: int | None) -> int:
         return effective_num_threads(self._num_threads if count is None else check_num_threads(count))
@@ -271,7 +288,7 @@ def load(path: str | os.PathLike[str]) -> CompiledModule:
     where = os.fspath(path)
     artifact.check_versions(trailer.metadata, where)
     check_host(trailer.metadata.cpu_features, where, ArtifactError)
-    module = CompiledModule(artifact.open_library(path), trailer.metadata)
+    module = CompiledModule(artifact.open_executable(path, trailer.library_bytes), trailer.metadata)
     module._source = (Path(path).resolve(), trailer)
     module._start()
     return module
