@@ -63,7 +63,7 @@ CONVOLUTIONS = {
     "strided": {"strides": 2},
     "dilated": {"dilation": 2, "padding": 2},
     "uneven padding": {"padding": (0, 1, 2, 1)},
-    "pointwise": {"kernel": 1, "padding": 0, "pad_value": 0},
+    "pointwise": {"kernel": 1, "padding": 0},
     "depthwise": {"out": 5, "groups": 5, "scale": 0.02},
     "depthwise with multiplier": {"out": 10, "groups": 5, "scale": 0.02},
 }
@@ -71,12 +71,10 @@ CONVOLUTIONS = {
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolution(name):
-    options = dict(CONVOLUTIONS[name])
-    pad_value = options.pop("pad_value", 128)
-    spec = only(integer(lambda emit, x: biased(emit, x, **options)), Conv2d)
+    spec = only(integer(lambda emit, x: biased(emit, x, **CONVOLUTIONS[name])), Conv2d)
     assert [t.dtype for t in spec.inputs] == ["uint8"]
     assert spec.result.dtype == "uint8"
-    assert spec.pad_value == pad_value
+    assert spec.pad_value == 128
     assert spec.groups == options.get("groups", 1)
     assert [operand.kind for operand in spec.program.operands] == ["acc", "channel"]
     assert [step[0] for step in spec.program.steps] == ["mul"], "the bias belongs into the accumulator"
