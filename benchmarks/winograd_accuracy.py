@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -39,17 +39,17 @@ from tvm_int8.quantization.transformed_statistics import (
     TransformedStatistics,
 )
 from tvm_int8.quantization.winograd_choice import LARGEST, TiledLayer, tiled_layers, tiled_reads
-from tvm_int8.quantization.winograd_quantizer import WinogradQuantizer, WinogradWay, quantize_transformed
+from tvm_int8.quantization.winograd_noise import Ranges, data_ranges
+from tvm_int8.quantization.winograd_quantizer import WinogradWay
 from tvm_int8.target import parse_target
 
 LIMITS_DB = (1.0, 3.0, 6.0, 8.0, 11.0)
-Ranges = Callable[[TileStatistics, Tile], tuple[np.ndarray, np.ndarray]]
 
 
 def _even(reached: Callable[[np.ndarray], np.ndarray]) -> Ranges:
     """Ranges with zero in the middle, of what each channel reaches, [positions, C]."""
 
-    def ranges(seen: TileStatistics, tile: Tile) -> tuple[np.ndarray, np.ndarray]:
+    def ranges(seen: TileStatistics, tile: Tile, ends: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         found = reached(np.maximum(-seen.low, seen.high))
         return found, np.zeros_like(found)
 
@@ -146,17 +146,20 @@ class Study:
         ]
         yield from (variant for variant in found if variant.kind in only)
 
-    def _fixed(self, tile: Tile, wide: tuple[int, ...], rule: Ranges | None = None) -> Choose:
+    def _fixed(self, tile: Tile, wide: tuple[int, ...], rule: Ranges = data_ranges) -> Choose:
         def choose(layer: TiledLayer) -> WinogradWay:
             seen = self.seen[layer.data].divided(layer.divisor)
-            return layer.way(tile, wide, seen, 0.0) if rule is None else _by_rule(layer, tile, wide, seen, rule)
+            unknown_db = 0.0  # nobody asks
+            return WinogradWay(tile, wide, unknown_db, lambda: layer.quantizer(tile, wide, seen, rule))
 
         return choose
 
     def _within(self, tile: Tile, limit: float) -> Choose:
         def choose(layer: TiledLayer) -> WinogradWay:
             seen = self.seen[layer.data].divided(layer.divisor)
-            return layer.way(tile, layer.noise(tile, seen).fewest_wide(limit), seen, 0.0)
+            noise = layer.noise(tile, seen)
+            wide = noise.fewest_wide(limit)
+            return layer.way(tile, wide, seen, noise.loss_db(wide))
 
         return choose
 
@@ -175,15 +178,6 @@ class Study:
 def _classes(outputs: Sequence[np.ndarray]) -> np.ndarray:
     """The class of every image, or of every pixel where the first output is a map of them."""
     return outputs[0].argmax(1).ravel()
-
-
-def _by_rule(layer: TiledLayer, tile: Tile, wide: tuple[int, ...], seen: TransformedStatistics, rule: Ranges):
-    def quantize() -> WinogradQuantizer:
-        ranges, centres = rule(seen.tiles[tile], tile)
-        found = quantize_transformed(layer.weight, tile, wide, ranges, layer.ends, centres, seen.mean)
-        return replace(found, correction=layer.correction)
-
-    return WinogradWay(tile, wide, 0.0, quantize)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -62,6 +62,7 @@ class OrderWinograd:
 
     def _chosen(self, call: relax.Call, notes: dict[str, str]) -> Expr | None:
         spec = spec_of(call)
+        assert isinstance(spec, Conv2d)
         constants = dict(constants_of(call))
         if spec.inputs[0].dtype == "float32":
             orders = [winograd_spec(spec, tile) for tile in FLOAT_TILES]

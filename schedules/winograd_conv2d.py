@@ -201,10 +201,9 @@ class _Builder:
         shift, tiles = winograd.shift(self.spec.tile), self.blocking.padded_tiles
         with T.serial(self.in_blocks) as channel_block, T.serial((self.count + 1) // 2) as pair:
             ends = [pair * 2, T.min(pair * 2 + 1, self.count - 1)]
-            sources = [self._source_index(channel_block, tile) for tile in ends]
+            first, second = (self._source_index(channel_block, tile) for tile in ends)
             columns = [
-                [load_pair(self.source, *(s + at for s in sources), shift) for at in column]
-                for column in self._offsets()
+                [load_pair(self.source, first + at, second + at, shift) for at in column] for column in self._offsets()
             ]
             words = Words(self.cpu)
             values = winograd.transform_tile(self.spec.tile, columns, words)

@@ -92,12 +92,13 @@ class Products(Floats):
 
     @staticmethod
     def pair(x, y):
-        second = let(y[0] * y[1])
-        return let(fma(*x, second)), let(fma(*x, -second))
+        (value, scale), second = x, let(y[0] * y[1])
+        return let(fma(value, scale, second)), let(fma(value, scale, -second))
 
     @staticmethod
     def plus(x, b):
-        return let(fma(*x, b))
+        value, scale = x
+        return let(fma(value, scale, b))
 
 
 def _fenced_product(a, number):

@@ -7,7 +7,6 @@ from tests.quantization.tiled_layer import ALL, Layer
 from tests.schedules.winograd_testing import winograd_spec
 from tvm_int8 import winograd
 from tvm_int8.quantization.transformed_statistics import TILES
-from tvm_int8.quantization.winograd_noise import ONE_SIDED
 from tvm_int8.quantization.winograd_quantizer import WinogradWay, quantize_transformed
 from tvm_int8.reference import winograd_conv2d
 from tvm_int8.schedules.rule import Constants
@@ -24,7 +23,7 @@ def draw_ranges(tile, ends, seed=0):
     """Ranges and centres that hold a part of what data can become, another in every channel."""
     rng, bounds = np.random.default_rng(seed), winograd.bounds(tile, *ends)[:, None]
     part = rng.uniform(0.1, 0.5, (len(bounds), CHANNELS))
-    one_sided = (np.abs(winograd.of_constant(tile)) > ONE_SIDED)[:, None]
+    one_sided = np.isin(ALL[tile], winograd.one_sided(tile))[:, None]
     return part * bounds, np.where(one_sided, rng.uniform(-0.5, 0.5, part.shape) * bounds, 0.0)
 
 
@@ -87,8 +86,7 @@ def test_centres_are_whole_steps(tile, zero_point):
 def test_without_centre_and_zero_point_nothing_is_subtracted(tile):
     ends = of_zero_point(0)
     ranges, centres = draw_ranges(tile, ends)
-    one_sided = np.flatnonzero(np.abs(winograd.of_constant(tile)) > ONE_SIDED)
-    assert quantize_transformed(draw_weight(), tile, (), ranges, ends, centres).shifted == tuple(one_sided)
+    assert quantize_transformed(draw_weight(), tile, (), ranges, ends, centres).shifted == winograd.one_sided(tile)
     without = quantize_transformed(draw_weight(), tile, (), ranges, ends)
     assert without.shifted == () and without.input_offset.shape == (0, CHANNELS) and not without.start.any()
 

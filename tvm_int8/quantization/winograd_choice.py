@@ -21,7 +21,7 @@ from tvm_int8.passes.expressions import const_value, op_name
 from tvm_int8.passes.quantizers import ActivationQuantizer, Quantizers, WeightQuantizer
 from tvm_int8.quantization.calibration_table import CalibrationTable
 from tvm_int8.quantization.transformed_statistics import TILES, Tile, TransformedStatistics
-from tvm_int8.quantization.winograd_noise import WinogradNoise, data_ranges, predict_noise
+from tvm_int8.quantization.winograd_noise import Ranges, WinogradNoise, data_ranges, predict_noise
 from tvm_int8.quantization.winograd_quantizer import WinogradQuantizer, WinogradWay, quantize_transformed
 
 LARGEST = TILES[0]
@@ -125,11 +125,13 @@ class TiledLayer:
     ends: tuple[int, int]
     correction: np.ndarray | None
 
-    def quantizer(self, tile: Tile, wide: tuple[int, ...], seen: TransformedStatistics | None) -> WinogradQuantizer:
+    def quantizer(
+        self, tile: Tile, wide: tuple[int, ...], seen: TransformedStatistics | None, rule: Ranges = data_ranges
+    ) -> WinogradQuantizer:
         """Quantise it; without statistics, in units of the data's integers, all positions must be wide."""
         ranges = centres = means = None
         if seen is not None:
-            ranges, centres = data_ranges(seen.tiles[tile], tile, self.ends)
+            ranges, centres = rule(seen.tiles[tile], tile, self.ends)
             means = seen.mean
         found = quantize_transformed(self.weight, tile, wide, ranges, self.ends, centres, means)
         return replace(found, correction=self.correction)

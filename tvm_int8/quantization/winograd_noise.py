@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +23,6 @@ from tvm_int8.quantization.transformed_statistics import Tile, TileStatistics, T
 
 HEADROOM = 1.15**2
 """Square of how much farther than in calibration transformed data may reach without being clipped."""
-ONE_SIDED = 1.5
-"""Sum of a position's coefficients from which its data are one-sided when all data are."""
 _ALIKE = 0.5
 """How alike the pixels under a kernel are: the share of an error of its weights that its sum makes."""
 _SAMPLES = 4096
@@ -64,6 +63,10 @@ class WinogradNoise:
         return tuple(range(len(order)))
 
 
+Ranges = Callable[[TileStatistics, Tile, tuple[int, int]], tuple[np.ndarray, np.ndarray]]
+"""A rule like `data_ranges`."""
+
+
 def data_ranges(seen: TileStatistics, tile: Tile, ends: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Where transformed data are, for `winograd_quantizer.quantize_transformed`.
 
@@ -86,9 +89,11 @@ def data_ranges(seen: TileStatistics, tile: Tile, ends: tuple[int, int]) -> tupl
     """
     bounds = winograd.bounds(tile, *ends)[:, None]
     below, above = (np.minimum(HEADROOM * end * _loudest(end), bounds**2) ** 0.5 for end in (-seen.low, seen.high))
-    even = np.maximum(below, above)
-    one_sided = (np.abs(winograd.of_constant(tile)) > ONE_SIDED)[:, None]
-    return np.where(one_sided, (above + below) / 2, even), np.where(one_sided, (above - below) / 2, 0.0)
+    ranges, centres = np.maximum(below, above), np.zeros_like(below)
+    one_sided = list(winograd.one_sided(tile))
+    ranges[one_sided] = ((above + below) / 2)[one_sided]
+    centres[one_sided] = ((above - below) / 2)[one_sided]
+    return ranges, centres
 
 
 def _loudest(reached: np.ndarray) -> np.ndarray:

@@ -15,7 +15,11 @@ F32 = np.float32
 class _Floats:
     """The operations of transforms on float32 arrays, one rounding each."""
 
-    add, sub, plus = np.add, np.subtract, np.add
+    add, sub = np.add, np.subtract
+
+    @staticmethod
+    def plus(x, b):
+        return x + b
 
     @staticmethod
     def root(a):
@@ -39,12 +43,13 @@ class _Products(_Floats):
 
     @staticmethod
     def pair(x, y):
-        second = y[0] * y[1]
-        return arithmetic.fma(*x, second), arithmetic.fma(*x, -second)
+        (value, scale), second = x, y[0] * y[1]
+        return arithmetic.fma(value, scale, second), arithmetic.fma(value, scale, -second)
 
     @staticmethod
     def plus(x, b):
-        return arithmetic.fma(*x, b)
+        value, scale = x
+        return arithmetic.fma(value, scale, b)
 
 
 def quantized_data(spec, data, constants) -> tuple[np.ndarray, np.ndarray]:

@@ -142,6 +142,7 @@ class Sample:
 
 def _in_tiles(spec: WinogradConv2d, constants: Constants) -> Constants:
     """The constants of a convolution as its Winograd form has them."""
+    assert constants.weight is not None and constants.bias is not None
     weight, bias = constants.weight.astype(np.float64), constants.bias.astype(np.float32)
     if constants.weight.dtype == np.float32:
         return replace(constants, weight=winograd.transformed_weight(weight, spec.tile).astype(np.float32))
