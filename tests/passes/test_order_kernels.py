@@ -75,7 +75,7 @@ def test_convolution(name):
     assert [t.dtype for t in spec.inputs] == ["uint8"]
     assert spec.result.dtype == "uint8"
     assert spec.pad_value == 128
-    assert spec.groups == options.get("groups", 1)
+    assert spec.groups == CONVOLUTIONS[name].get("groups", 1)
     assert [operand.kind for operand in spec.program.operands] == ["acc", "channel"]
     assert [step[0] for step in spec.program.steps] == ["mul"], "the bias belongs into the accumulator"
 
