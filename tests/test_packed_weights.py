@@ -10,7 +10,8 @@ import pytest
 from tests.schedules.kernel_testing import CASCADELAKE, SAPPHIRERAPIDS
 from tests.schedules.test_conv2d import HASWELL, SHAPES, SKYLAKE, constants_for, conv_spec
 from tests.schedules.test_depthwise_conv2d import spec_of as depthwise_spec
-from tvm_int8.packed_weights import Layout, PackedWeight, levels, pack_codes, unpack_codes
+from tvm_int8.bit_codes import pack_codes, unpack_codes
+from tvm_int8.packed_weights import Layout, PackedWeight, levels
 from tvm_int8.quantization.few_bits import quantize_few_bits
 from tvm_int8.schedules.registry import applicable
 from tvm_int8.weight_archive import BROKEN, decode, encode, saved_bytes

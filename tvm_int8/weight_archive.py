@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from tvm_int8.packed_weights import Layout, PackedWeight, dump, packed_bytes, restore
+from tvm_int8.bit_codes import packed_bytes
+from tvm_int8.packed_weights import Layout, PackedWeight, dump, restore
 
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 3}]  # higher ones take ten times as long for the same
 _LENGTH = struct.Struct("<Q")
