@@ -11,10 +11,11 @@ from tests.passes.pass_testing import const, module, run
 from tests.passes.qdq_testing import int8_weight, ordered, orders, qdq, random_inputs
 from tests.schedules.kernel_testing import CASCADELAKE, SAPPHIRERAPIDS, ZNVER4
 from tvm_int8.build import generate_code
+from tvm_int8.packed_weights import PackedWeight
 from tvm_int8.passes.assign_layouts import AssignLayouts
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import op_name
-from tvm_int8.passes.schedule_kernels import ScheduleKernels
+from tvm_int8.passes.schedule_kernels import PACKED_WEIGHTS, ROWS, ScheduleKernels
 from tvm_int8.reference.network import run_network
 
 op = relax.op
@@ -80,6 +81,23 @@ def test_rows_say_what_each_call_is(placed):
     assert {row["macs"] for row in layers} == {20 * 20 * 9 * 9 * 9}
     assert [row["stored"][1] for row in layers] == [[0], [0], [0]]
     assert all(row["bytes"] > 0 for row in found)
+
+
+@pytest.mark.parametrize("cpu", [CASCADELAKE, SAPPHIRERAPIDS], ids=lambda cpu: cpu.name)
+def test_weights_are_packed_for_the_file(placed, cpu):
+    after = ScheduleKernels(cpu)(placed)
+    packed = {
+        name: PackedWeight.from_bytes(data.numpy().tobytes()) for name, data in after.attrs[PACKED_WEIGHTS].items()
+    }
+    rows = json.loads(after.attrs[ROWS])
+    assert {name for name, row in rows.items() if row["weight_bits"]} == set(packed)
+    assert len(packed) == 3
+    for binding in Dataflow(after).bindings:
+        if binding.var.name in packed:
+            weight = packed[binding.var.name]
+            arrays = [arg.value.numpy() for arg in binding.value.args[1] if hasattr(arg, "value")]
+            assert weight.expanded().tobytes() == arrays[0].tobytes()
+            assert (weight.bits, weight.count) == (rows[binding.var.name]["weight_bits"], 20 * 20 * 9)
 
 
 @pytest.mark.isa("avx512vnni")
