@@ -12,6 +12,7 @@ the same turn.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -52,9 +53,19 @@ ROWS: dict[str, dict[str, Any]] = {
 
 def layer(channels: int, outputs: int, size: int, resolved: ResolvedTarget) -> dict[str, Times]:
     """Check and time one layer, directly and by tiles."""
-    sizes: Any = ((3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, 16)
-    shapes = (1, channels, size, size), (1, outputs, size, size)
-    direct = Workload("conv2d", *shapes, *sizes, ("uint8", "int8", "uint8"), resolved.cpu.threads)
+    direct = Workload(
+        "conv2d",
+        (1, channels, size, size),
+        (1, outputs, size, size),
+        kernel=(3, 3),
+        strides=(1, 1),
+        padding=(1, 1, 1, 1),
+        dilation=(1, 1),
+        groups=1,
+        block=16,
+        dtypes=("uint8", "int8", "uint8"),
+        threads=resolved.cpu.threads,
+    )
     ways = {name: replace(direct, op="winograd_conv2d", tile=tile) for name, tile in TILES.items()}
     return interleave({name: kernel(w, resolved) for name, w in {"direct": direct, **ways}.items()}, 9, 10)
 
@@ -73,8 +84,8 @@ def kernel(workload: Workload, resolved: ResolvedTarget) -> Callable[[], object]
     run = tvm.compile(module, resolved.tvm_target, tir_pipeline=TENSOR_IR)["main"]
     arrays = [tvm.runtime.tensor(array) for array in (sample.data, *made.constants, np.zeros_like(sample.out))]
     run(*arrays)
-    channels = workload.out[1]
-    np.testing.assert_array_equal(*(meant_channels(out, channels) for out in (arrays[-1].numpy(), sample.out)))
+    found, expected = (meant_channels(out, workload.out[1]) for out in (arrays[-1].numpy(), sample.out))
+    np.testing.assert_array_equal(found, expected)
     return lambda: run(*arrays)
 
 
@@ -100,15 +111,19 @@ def print_network(name: str, target: str, threads: int, rounds: int) -> None:
     model, calibration = onnx_graph.logits_model(network.model), network.inputs(16, 0)
     inputs = network.inputs(4, 1)
     exact = peers.ort_fp32(model, calibration, threads)
+    assert isinstance(exact, peers.Runner), exact
     modules = {
         row: tvm_int8.compile(
             model, target, calibration=calibration, quantization=options, num_threads=threads, progress=False
         )
         for row, options in ROWS.items()
     }
-    times = interleave({row: (lambda module=module: module(inputs[0])) for row, module in modules.items()}, rounds)
+    calls: dict[str, Callable[[], object]] = {
+        row: functools.partial(module, inputs[0]) for row, module in modules.items()
+    }
+    times = interleave(calls, rounds)
     for row, module in modules.items():
-        found = [[value for x in inputs for value in run(x)] for run in (exact, module)]
+        found = [[value for x in inputs for value in run(x)] for run in (exact.infer, module)]
         tiles = Counter("x".join(map(str, r.kernel.split("_")[1:2])) for r in module.report if "winograd" in r.kernel)
         kinds = ", ".join(f"{count} {tile}" for tile, count in sorted(tiles.items())) or "none"
         gain = times["direct"].relative_to(times[row])
