@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tvm_int8.api import calibrate, compile, quantize
     from tvm_int8.bit_allocation import BitAllocation
     from tvm_int8.config import QuantizationConfig
+    from tvm_int8.finetuning.finetune import FineTuned, finetune
     from tvm_int8.mixed_precision import MixedPrecision, mixed_precision
     from tvm_int8.quantization.calibration_table import CalibrationTable
     from tvm_int8.quantized_model import QuantizedModel
@@ -51,6 +52,8 @@ _LAZY = {
     "calibrate": "tvm_int8.api",
     "quantize": "tvm_int8.api",
     "CalibrationTable": "tvm_int8.quantization.calibration_table",
+    "FineTuned": "tvm_int8.finetuning.finetune",
+    "finetune": "tvm_int8.finetuning.finetune",
     "MixedPrecision": "tvm_int8.mixed_precision",
     "mixed_precision": "tvm_int8.mixed_precision",
     "QuantizationConfig": "tvm_int8.config",
@@ -70,6 +73,7 @@ __all__ = [
     "CalibrationTable",
     "CompiledModule",
     "ConfigError",
+    "FineTuned",
     "MixedPrecision",
     "ModelError",
     "QuantizationConfig",
@@ -83,6 +87,7 @@ __all__ = [
     "analyze",
     "calibrate",
     "compile",
+    "finetune",
     "load",
     "mixed_precision",
     "quantize",

@@ -19,6 +19,7 @@ import tvm_int8
 
 from .cli_analyze import add_analyze
 from .cli_config import add_config, config_of
+from .cli_finetune import add_finetune
 from .cli_quantize import RUNTIMES, add_quantize, add_runtime
 from .cli_tuning import add_logs, add_tune, add_worker
 from .errors import ConfigError, TvmInt8Error
@@ -72,6 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     for add in (_add_compile, _add_run, _add_inspect, _add_calibrate):
         add(commands)
     add_quantize(commands, _add_model, add_config, _inputs)
+    add_finetune(commands, _add_model, add_config, _inputs, _positive)
     add_analyze(commands, _add_model, add_config, _inputs, _positive)
     add_tune(commands, _add_model, _inputs, _positive)
     add_logs(commands)

@@ -18,6 +18,7 @@ from tvm_int8.quantization.calibration_table import CalibrationTable
 from tvm_int8.quantization.winograd_quantizer import WinogradWay
 
 if TYPE_CHECKING:
+    from tvm_int8.passes.quantizers import Quantizers
     from tvm_int8.quantization.ranges import Reference
 
 
@@ -41,6 +42,8 @@ class QuantizedModel:
         What the report's SQNR compares with.
     winograd : dict
         Layer -> ways to compute it by tiles.
+    quantizers : Quantizers or None
+        What it was quantised with; None for a network that came quantised or is not.
     """
 
     mod: tvm.IRModule = field(repr=False)
@@ -50,6 +53,7 @@ class QuantizedModel:
     notes: Mapping[str, Any] = field(default_factory=dict)
     reference: Reference | None = field(default=None, repr=False)
     winograd: Mapping[str, Sequence[WinogradWay]] = field(default_factory=dict, repr=False)
+    quantizers: Quantizers | None = field(default=None, repr=False)
 
     def to_onnx(self, path: str | os.PathLike[str] | None = None) -> onnx.ModelProto:
         """Write the network as ONNX with QuantizeLinear and DequantizeLinear, for any runtime.
