@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -96,44 +96,43 @@ class TorchNetwork(nn.Module):
     def forward(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
         """The outputs for inputs in order, with any number of samples along the first axis."""
         values = dict(zip(self.flow.params, inputs, strict=True))
-        read: dict[Var, torch.Tensor] = {}
-
-        def operand(expr: Expr):
-            if isinstance(expr, relax.Tuple):
-                fields = tuple(operand(field) for field in expr.fields)
-                return None if any(field is None for field in fields) else fields
-            if not isinstance(expr, Var):
-                return self._constant(expr)
-            if expr not in read:
-                quantizer = self.quantizers.activations.get(expr.name)
-                read[expr] = values[expr] if quantizer is None else rounded(values[expr], quantizer)
-            return read[expr]
-
+        read: dict[Var, torch.Tensor] = {}  # rounded, if what reads them is to
         for binding in self.flow.bindings:
-            values[binding.var] = self._evaluate(binding, operand)
+            values[binding.var] = self._evaluate(binding, values, read)
         return [read.get(leaf, values[leaf]) for leaf in self._output_variables()]
+
+    def _operand(self, expr: Expr, values: Mapping[Var, torch.Tensor], read: dict[Var, torch.Tensor]):
+        """What a call reads: a tensor, a tuple of them, or None for an attribute that is written as an argument."""
+        if isinstance(expr, relax.Tuple):
+            fields = tuple(self._operand(field, values, read) for field in expr.fields)
+            return None if any(field is None for field in fields) else fields
+        if not isinstance(expr, Var):
+            return self._constant(expr)
+        if expr not in read:
+            quantizer = self.quantizers.activations.get(expr.name)
+            read[expr] = values[expr] if quantizer is None else rounded(values[expr], quantizer)
+        return read[expr]
 
     def _output_variables(self) -> Sequence[Var]:
         return [leaf for output in self.flow.outputs for leaf in leaves(output)]
 
-    def _evaluate(self, binding: relax.VarBinding, operand):
+    def _evaluate(self, binding: relax.VarBinding, values: Mapping[Var, torch.Tensor], read: dict[Var, torch.Tensor]):
         value = binding.value
         if isinstance(value, relax.TupleGetItem):
-            return operand(value.tuple_value)[value.index]
+            return self._operand(value.tuple_value, values, read)[value.index]
         if not isinstance(value, relax.Call):
-            return operand(value)
-        trained = self._trained.get(binding.var.name)
+            return self._operand(value, values, read)
+        trained, rule = self._trained.get(binding.var.name), RULES[op_name(value)]
         try:
             if trained is not None:
-                return RULES[op_name(value)](value, operand(value.args[0]), *trained())
-            arguments = [operand(arg) for arg in value.args]
-            return RULES[op_name(value)](value, *(arg for arg in arguments if arg is not None))
+                return rule(value, self._operand(value.args[0], values, read), *trained())
+            operands = [self._operand(arg, values, read) for arg in value.args]
+            return rule(value, *(operand for operand in operands if operand is not None))
         except NotImplementedError as error:
             where = f"layer '{self._layers.get(binding.var.name, binding.var.name)}'"
             raise ModelError(where, str(error), "what PyTorch can be told to do here", "leave it out") from error
 
     def _constant(self, expr: Expr) -> torch.Tensor | None:
-        """A constant, or None for an attribute that is written as an argument."""
         if expr not in self._constants:
             array = const_value(expr)
             self._constants[expr] = None if array is None else torch.from_numpy(array.copy())
