@@ -59,7 +59,7 @@ def finetune(
     labels: Any = None,
     *,
     epochs: int = 10,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     batch_size: int = 64,
     distillation: float = 0.5,
     augment: Callable[..., Any] | None = None,
@@ -123,7 +123,7 @@ def finetune(
     for option, value in (("epochs", epochs), ("batch_size", batch_size)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise invalid(option, value, expected)
-    check_number("learning_rate", learning_rate, lambda v: 0 < v < math.inf, "a positive number, like 0.001")
+    check_number("learning_rate", learning_rate, lambda v: 0 < v < math.inf, "a positive number, like 0.002")
     check_number("distillation", distillation, lambda v: 0 <= v <= 1, "a share, from 0 to 1")
     if importlib.util.find_spec("torch") is None:
         found, action = "PyTorch is not installed", "pip install tvm_int8[finetune]"
