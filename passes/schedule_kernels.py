@@ -3,7 +3,7 @@
     tvm_int8.kernel(x, weight, bias; spec)   ->   call_tir(conv2d_u8s8_avx512vnni_3x3, (x, packed weight, packed bias))
 
 Requires   AssignLayouts.
-Ensures    no kernel order is left; equal orders share one function; module attribute `tvm_int8.kernels` lists, for
+Ensures    no kernel order is left; kernels that do the same share one function; module attribute `tvm_int8.kernels` lists, for
            every call, what the report and the profile need; `tvm_int8.packed_weights` has the weights that an exported
            library stores at the width they need.
 """
@@ -13,11 +13,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import tvm
 from tvm import relax
+from tvm_ffi import structural_equal, structural_hash
 
 from tvm_int8.kernel_op import constants_of, inputs_of, is_kernel, spec_of, stored_of, tensor_of
 from tvm_int8.packed_weights import Layout, PackedWeight
@@ -58,7 +58,7 @@ class _Delivery:
         self.functions: dict[tvm.ir.GlobalVar, object] = {}
         self.rows: dict[str, dict] = {}
         self.packed: dict[str, bytes] = {}
-        self._known: dict[str, tvm.ir.GlobalVar] = {}
+        self._known: dict[int, list[tuple[tvm.tirx.PrimFunc, tvm.ir.GlobalVar]]] = {}  # by hash
         self._names: set[str] = set()
         self._may_use_tiles = False
         self._layouts: dict[tvm.ir.GlobalVar, Layout] = {}
@@ -69,15 +69,7 @@ class _Delivery:
             return None
         spec, constants = spec_of(value), Constants.of(constants_of(value))
         kernel = deliver(spec, constants, self.cpu, self.choose(spec))
-        key = replace(spec, layer="").to_json() + str([(c.shape, str(c.dtype)) for c in kernel.constants])
-        if key not in self._known:
-            name = self._unique(kernel.name)
-            func = kernel.func.with_attr("global_symbol", name)
-            if amx.NEEDS_PERMISSION in func.attrs and not self._may_use_tiles:
-                func, self._may_use_tiles = amx.with_permission(func), True  # in the first to run: once is enough
-            self._known[key] = variable = self._builder.add_func(func, name)
-            self.functions[variable] = func
-        variable = self._known[key]
+        variable = self._function(kernel)
         row = _row(spec, kernel, variable.name_hint, tensor_of(value), stored_of(value))
         weight = self._packed_weight(spec, constants, kernel, variable)
         if weight is not None:
@@ -86,6 +78,21 @@ class _Delivery:
         self.rows[binding.var.name] = row
         packed = [relax.const(np.ascontiguousarray(c), str(c.dtype)) for c in kernel.constants]
         return relax.call_tir(variable, [*inputs_of(value), *packed], out_ty=binding.var.ty)
+
+    def _function(self, kernel: Kernel) -> tvm.ir.GlobalVar:
+        """The function of a kernel: one that is there already, if it does the same."""
+        alike = self._known.setdefault(structural_hash(kernel.func), [])
+        for func, variable in alike:
+            if structural_equal(func, kernel.func):
+                return variable
+        name = self._unique(kernel.name)
+        func = kernel.func.with_attr("global_symbol", name)
+        if amx.NEEDS_PERMISSION in func.attrs and not self._may_use_tiles:
+            func, self._may_use_tiles = amx.with_permission(func), True  # in the first to run: once is enough
+        variable = self._builder.add_func(func, name)
+        self.functions[variable] = func
+        alike.append((kernel.func, variable))
+        return variable
 
     def _packed_weight(self, spec: Spec, constants: Constants, kernel: Kernel, function) -> PackedWeight | None:
         weight, pack = constants.weight, kernel.pack_weight

@@ -21,10 +21,10 @@ from tvm_int8.reference.network import run_network
 op = relax.op
 
 
-def conv(emit, x, seed, name):
+def conv(emit, x, seed, name, bias=1.0):
     weight = int8_weight(emit, 20, x.ty.shape[1].value, 3, 3, scale=0.005, seed=seed)
     y = emit(op.nn.conv2d(x, weight, padding=1), name)
-    return qdq(emit, emit(op.nn.relu(emit(op.add(y, const(1, 20, 1, 1, seed=seed))))), 0.05, 0)
+    return qdq(emit, emit(op.nn.relu(emit(op.add(y, const(1, 20, 1, 1, seed=seed, low=-bias, high=bias))))), 0.05, 0)
 
 
 def network(emit, x):
@@ -61,6 +61,18 @@ def test_equal_orders_share_a_function(placed):
     first, second, third = [name for name in called(after) if name.startswith("conv2d")]
     assert second == third  # weights and biases are arguments
     assert first != second  # another zero point
+
+
+def test_equal_orders_with_constants_of_another_range_do_not():
+    """Where no value can exceed int32, the code need not clamp it; that depends on constants."""
+
+    def two(emit, x):
+        y = conv(emit, qdq(emit, x, 0.05, 0), 2, "small")
+        return conv(emit, y, 3, "large", bias=5e5)
+
+    before = AssignLayouts()(ordered(module(two, x=(1, 20, 9, 9))))
+    small, large = (name for name in called(ScheduleKernels(CASCADELAKE)(before)) if name.startswith("conv2d"))
+    assert small != large
 
 
 def test_functions_are_named_and_marked(placed):
