@@ -67,8 +67,8 @@ def test_equal_orders_with_constants_of_another_range_do_not():
     """Where no value can exceed int32, the code need not clamp it; that depends on constants."""
 
     def two(emit, x):
-        y = conv(emit, qdq(emit, x, 0.05, 0), 2, "small")
-        return conv(emit, y, 3, "large", bias=5e5)
+        y = conv(emit, qdq(emit, x, 0.05, 0), 2, "small", bias=1e6)
+        return conv(emit, y, 3, "large", bias=1e9)
 
     before = AssignLayouts()(ordered(module(two, x=(1, 20, 9, 9))))
     small, large = (name for name in called(ScheduleKernels(CASCADELAKE)(before)) if name.startswith("conv2d"))
