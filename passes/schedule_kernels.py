@@ -3,9 +3,9 @@
     tvm_int8.kernel(x, weight, bias; spec)   ->   call_tir(conv2d_u8s8_avx512vnni_3x3, (x, packed weight, packed bias))
 
 Requires   AssignLayouts.
-Ensures    no kernel order is left; kernels that do the same share one function; module attribute `tvm_int8.kernels` lists,
-           for every call, what the report and the profile need; `tvm_int8.packed_weights` has the weights that an exported
-           library stores at the width they need.
+Ensures    no kernel order is left; kernels that do the same share one function; module attribute `tvm_int8.kernels`
+           lists, for every call, what the report and the profile need; `tvm_int8.packed_weights` has the weights that
+           an exported library stores at the width they need.
 """
 
 from __future__ import annotations
