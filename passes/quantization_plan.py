@@ -172,7 +172,7 @@ def _units(flow: Dataflow, config: QuantizationConfig, found: list[Group]) -> li
             whole = movable or is_byte_image(binding.value)
             unit.reason = "" if whole else f"{op or 'this operator'} has no integer form"
         bits = config.bits.weight(layer) if unit.kind == "compute" and config.bits is not None else INTEGER_BITS
-        if bits > INTEGER_BITS:
+        if isinstance(bits, int) and bits > INTEGER_BITS:
             unit.kind, unit.reason = "float", f"its weights have {bits} bits, and INT8 kernels take {INTEGER_BITS}"
         if unit.kind != "float" and config.excludes(unit.layer, unit.op):
             unit.kind, unit.reason = "float", "excluded by the configuration"

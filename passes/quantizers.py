@@ -13,19 +13,22 @@ Method     Krishnamoorthi 2018 (arXiv:1806.08342).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from tvm import relax
 
 from tvm_int8.config import QuantizationConfig
+from tvm_int8.errors import ConfigError
 from tvm_int8.quantization.bias_correction import expected_error
+from tvm_int8.quantization.bit_widths import WeightBits
 from tvm_int8.quantization.calibration_table import CalibrationTable
 from tvm_int8.quantization.channel_scales import Reader, channel_scales
 from tvm_int8.quantization.few_bit_activations import narrowed, range_share
 from tvm_int8.quantization.few_bits import MOST_BITS, quantize_few_bits
 from tvm_int8.quantization.scale_zero_point import scale_zero_point
+from tvm_int8.quantization.weight_levels import WeightLevels
 from tvm_int8.quantization.weights import quantize_weight
 from tvm_int8.quantization.winograd_quantizer import WinogradWay
 
@@ -96,8 +99,12 @@ class WeightQuantizer:
     correction : float32 [1, O, 1, 1], optional
         Added to what the convolution delivers: what rounding the weights adds on average, taken out.
     bits : int
+        Of the channel that has fewest.
     lowest : int8, `scale`'s shape, optional
-        Of few bits: the integer of each channel's lowest level; levels are two apart (`few_bits`).
+        Of few bits: the integer of each channel's lowest level; levels are two apart (`few_bits`). 0 for channels of
+        more.
+    channel_bits : tuple of int, one per scale, optional
+        Where channels differ.
     """
 
     exact: np.ndarray
@@ -107,6 +114,37 @@ class WeightQuantizer:
     correction: np.ndarray | None = None
     bits: int = 8
     lowest: np.ndarray | None = None
+    channel_bits: tuple[int, ...] | None = None
+
+    @classmethod
+    def mixed(cls, parts: Mapping[int, WeightQuantizer], bits: Sequence[int]) -> WeightQuantizer:
+        """Every output channel from the part that has its bits: the same weight, rounded to each of these."""
+        widths, one = np.array(bits), parts[bits[0]]
+        spread = [-1 if i == one.axis else 1 for i in range(one.values.ndim)]
+        values, scale, lowest = one.values.copy(), one.scale.copy(), np.zeros(len(widths), np.int8)
+        correction = np.zeros(0) if one.correction is None else one.correction.copy()
+        groups = correction.size // len(widths)  # a transposed convolution's groups share their channels' scales
+        for width, part in parts.items():
+            own = widths == width
+            values = np.where(own.reshape(spread), part.values, values)
+            scale = np.where(own, part.scale, scale)
+            lowest = lowest if part.lowest is None else np.where(own, part.lowest, lowest)
+            if part.correction is not None and one.correction is not None:
+                correction = np.where(np.tile(own, groups).reshape(1, -1, 1, 1), part.correction, correction)
+        return replace(
+            one,
+            values=values,
+            scale=scale.astype(np.float32),
+            correction=None if one.correction is None else correction.astype(np.float32),
+            bits=min(bits),
+            lowest=lowest.astype(np.int8) if min(bits) <= MOST_BITS else None,
+            channel_bits=tuple(bits) if len(set(bits)) > 1 else None,
+        )
+
+    @property
+    def levels(self) -> WeightLevels:
+        """The integers that its output channels can be."""
+        return WeightLevels.of(self.channel_bits or self.bits, self.lowest)
 
     @property
     def real(self) -> np.ndarray:
@@ -260,17 +298,32 @@ class QuantizerChoice:
             return None
         return self.with_bits(var, ActivationQuantizer(own.scale, own.zero_point, own.step, own.factor, dtype))
 
-    def weight(self, binding: relax.VarBinding, chosen: Quantizers, bits: int | None = None) -> WeightQuantizer:
+    def weight(self, binding: relax.VarBinding, chosen: Quantizers, bits: WeightBits | None = None) -> WeightQuantizer:
         """The integers of a convolution that reads its data as `chosen` says, rounded without looking at data.
 
         `bits`: instead of those that the options give.
         """
+        bits = bits or self.bits(binding.var)
+        if isinstance(bits, int):
+            return self._weight(binding, chosen, bits)
+        self._check_channels(binding, bits)
+        return WeightQuantizer.mixed({own: self._weight(binding, chosen, own) for own in set(bits)}, bits)
+
+    def _check_channels(self, binding: relax.VarBinding, bits: Sequence[int]) -> None:
+        """Raise if bits are not one per scale of a convolution's weight."""
+        layer, shape = self.computing[binding.var], const_value(binding.value.args[1]).shape
+        channels = shape[_output_axis(binding.value)] if self.config.per_channel_weights else 1
+        if len(bits) != channels:
+            expected = f"{channels}, one per scale of its weight"
+            raise ConfigError(f"option 'bits', layer '{layer}'", f"{len(bits)} widths", expected, "allocate them anew")
+
+    def _weight(self, binding: relax.VarBinding, chosen: Quantizers, bits: int) -> WeightQuantizer:
         call, name, config = binding.value, binding.var.name, self.config
         divisor = chosen.divisor(call)
         exact = const_value(call.args[1])
         if divisor is not None:
             exact = scaled_inputs(call, divisor)
-        axis, bits = 1 if op_name(call) == "nn.conv2d_transpose" else 0, bits or self.bits(binding.var)
+        axis = _output_axis(call)
         channels = axis if config.per_channel_weights else None
         if bits <= MOST_BITS:
             exact = exact.astype(np.float32, copy=False)
@@ -292,10 +345,13 @@ class QuantizerChoice:
             return found
         return replace(found, correction=-expected_error(call, found.real - exact, mean))
 
-    def bits(self, var: Var) -> int:
-        """Bits of the weights of the convolution that binds `var`."""
+    def bits(self, var: Var) -> WeightBits:
+        """Bits of the weights of the convolution that binds `var`, or of each output channel's."""
         most, widths = self.config.weight_bits, self.config.bits
-        return most if widths is None else min(most, widths.weight(self.computing[var]))
+        if widths is None:
+            return most
+        found = widths.weight(self.computing[var])
+        return min(most, found) if isinstance(found, int) else tuple(min(most, own) for own in found)
 
     def _mean(self, call: relax.Call, chosen: Quantizers) -> np.ndarray | None:
         """The mean [C] of what a convolution multiplies its integers with; None where it is not known."""
@@ -321,6 +377,11 @@ class QuantizerChoice:
             return power.reshape(-1, 1, 1, 1)
         groups, outputs = int(call.attrs.groups), shape_of(call)[1]
         return np.repeat(power.reshape(groups, -1), outputs // groups, axis=0)[..., None, None]
+
+
+def _output_axis(call: relax.Call) -> int:
+    """Of a convolution's weight."""
+    return 1 if op_name(call) == "nn.conv2d_transpose" else 0
 
 
 def _reader(call: relax.Call, var: Var) -> Reader:

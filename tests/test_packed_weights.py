@@ -37,8 +37,9 @@ def test_levels_of_few_bits_are_recognised(bits, rng):
     values, _, lowest = quantize_few_bits(rng.standard_normal((24, 300)), 0, bits)
     values[3] = 0
     found, step, least = levels(values)
-    assert (found, step) == (bits, 2)
     used = np.delete(np.arange(24), 3)
+    assert set(found[used]) == {bits}
+    assert set(step) == {2}
     assert (least[used] <= values[used].min(1)).all()
     assert ((least - lowest)[used] % 2 == 0).all()
 
@@ -57,14 +58,56 @@ def test_levels_of_few_bits_are_recognised(bits, rng):
 )
 def test_levels_of_any_integers(rows, expected):
     bits, step, lowest = levels(np.array(rows, np.int8))
-    assert (bits, step, lowest.tolist()) == expected
-    codes = (np.array(rows) - lowest[:, None]) // step
-    assert 0 <= codes.min() <= codes.max() < 2**bits
+    assert (bits[0], step[0], lowest.tolist()) == expected
+    assert len(set(bits)) == len(set(step)) == 1
+    codes = (np.array(rows) - lowest[:, None]) // step[:, None]
+    assert 0 <= codes.min() <= codes.max() < 2 ** int(bits[0])
+
+
+def test_channels_of_different_widths(rng):
+    """Have their own where that pays."""
+    rows = np.concatenate([rng.integers(-128, 128, (4, 300)), 2 * rng.integers(0, 4, (12, 300)) - 3]).astype(np.int8)
+    bits, step, lowest = levels(rows)
+    assert bits.tolist() == [8] * 4 + [2] * 12
+    assert step.tolist() == [1] * 4 + [2] * 12
+    assert set(lowest[4:]) == {-3}
 
 
 CPUS = [CASCADELAKE, SAPPHIRERAPIDS, SKYLAKE, HASWELL]
 SPECS = {name: conv_spec(**options) for name, options in SHAPES.items()}
 SPECS |= {f"depthwise {k}x{k}": depthwise_spec(c=40, kernel=k, hw=(12, 12)) for k in (3, 5)}
+
+
+@pytest.mark.parametrize("name", ["channel tails", "transposed 3x3", "groups of 3"])
+def test_channels_of_every_width(name):
+    """Every code at its width, and each array comes back."""
+    spec = SPECS[name]
+    weight = mixed_weight(constants_for(spec).weight.shape, 1 if spec.transposed else 0)
+    for rule in applicable(spec, CASCADELAKE):
+        kernel = rule.build(spec, replace(constants_for(spec), weight=weight), CASCADELAKE)
+        packed = PackedWeight.of(weight, spec.groups, spec.transposed, kernel.pack_weight)
+        assert packed.expanded().tobytes() == kernel.constants[0].tobytes()
+        _, (loaded,) = decode(encode([packed]))
+        assert loaded.expanded().tobytes() == kernel.constants[0].tobytes()
+        assert PackedWeight.from_bytes(packed.to_bytes()).expanded().tobytes() == kernel.constants[0].tobytes()
+
+
+def mixed_weight(shape, axis: int) -> np.ndarray:
+    """Channel after channel of 1, 2, ... 8 bits; all levels are used where weights are enough."""
+    rng, weight = np.random.default_rng(0), np.zeros(shape, np.int8)
+    for channel, row in enumerate(np.moveaxis(weight, axis, 0)):
+        bits = 1 + channel % 8
+        few = bits <= 6
+        row[...] = rng.integers(0, 2**bits, row.shape) * (2 if few else 1) - (2**bits - 1 if few else 2 ** (bits - 1))
+    return weight
+
+
+def test_the_size_of_mixed_weights():
+    weight = mixed_weight((32, 64, 3, 3), 0)
+    packed = PackedWeight.of(weight, 1, False, np.ravel)
+    assert packed.bits == 4.5
+    assert len(packed.codes) == 32 * 64 * 9 * 4.5 / 8
+    assert packed.expanded().tobytes() == weight.tobytes()
 
 
 def few_bit_weight(spec, bits: int) -> np.ndarray:
@@ -85,7 +128,7 @@ def test_every_kernel_gets_its_array_back(name, cpu):
     for rule in applicable(spec, cpu):
         kernel = rule.build(spec, constants, cpu)
         packed = PackedWeight.of(constants.weight, spec.groups, spec.transposed, kernel.pack_weight)
-        assert (packed.bits, packed.step, packed.count) == (3, 2, constants.weight.size)
+        assert (packed.bits, set(packed.steps), packed.count) == (3, {2}, constants.weight.size)
         assert packed.expanded().tobytes() == kernel.constants[0].tobytes()
         assert packed.array_bytes == kernel.constants[0].nbytes
         assert len(packed.codes) == -(-3 * constants.weight.size // 8)

@@ -6,13 +6,15 @@ import io
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tvm_int8.atomic_file import write_atomically
+from tvm_int8.bit_codes import packed_bytes
 from tvm_int8.errors import ConfigError
-from tvm_int8.quantization.bit_widths import INTEGER_BITS, BitWidths
+from tvm_int8.quantization.bit_widths import INTEGER_BITS, BitWidths, WeightBits
 from tvm_int8.report import table
 
 FORMAT = "tvm_int8 bit allocation"
@@ -30,25 +32,43 @@ class LayerBits:
         Of the layer; of the layer that delivers the tensor, or the tensor's own.
     count : int
         Weights; values per input.
-    bits : int
-        1 to 8; 32 for a layer in FP32.
+    bits : int or float
+        1 to 8, on average where output channels differ; 32 for a layer in FP32.
     own_sqnr_db, output_sqnr_db : float
         Of the weights (values) themselves, and of the network's outputs with nothing else rounded; inf in FP32.
     kappa : float
         Quantisation efficiency, dB per bit, measured.
+    channel_bits : tuple of int, optional
+        Of every output channel, where they differ.
     """
 
     name: str
     count: int
-    bits: int
+    bits: float
     own_sqnr_db: float
     output_sqnr_db: float
     kappa: float
+    channel_bits: tuple[int, ...] | None = None
+
+    @property
+    def widths(self) -> WeightBits:
+        """What `BitWidths` takes: the bits, or those of every output channel."""
+        return self.channel_bits or int(self.bits)
+
+    @property
+    def all_bits(self) -> int:
+        """Of all weights together."""
+        if self.channel_bits is None:
+            return self.count * int(self.bits)
+        return self.count * sum(self.channel_bits) // len(self.channel_bits)
 
     @property
     def size_bytes(self) -> int:
-        """Packed, the layer's bits one behind the other."""
-        return -(-self.count * self.bits // 8)
+        """Packed, one weight's bits behind the other's, channels of the same width side by side."""
+        if self.channel_bits is None:
+            return packed_bytes(self.count, int(self.bits))
+        per_channel = self.count // len(self.channel_bits)
+        return sum(packed_bytes(per_channel * n, bits) for bits, n in Counter(self.channel_bits).items())
 
 
 @dataclass(frozen=True)
@@ -93,7 +113,8 @@ class BitAllocation:
     @property
     def widths(self) -> BitWidths:
         """The bits alone."""
-        return BitWidths(*(tuple((row.name, row.bits) for row in rows) for rows in (self.weights, self.activations)))
+        activations = tuple((row.name, int(row.bits)) for row in self.activations)
+        return BitWidths(tuple((row.name, row.widths) for row in self.weights), activations)
 
     def __str__(self) -> str:
         head = ("weights of", "count", "bits", "bytes", "own dB", "output dB", "dB/bit")
@@ -185,12 +206,13 @@ class BitAllocation:
 
 
 def _average(rows: Sequence[LayerBits]) -> float:
-    return sum(row.count * row.bits for row in rows) / max(sum(row.count for row in rows), 1)
+    return sum(row.all_bits for row in rows) / max(sum(row.count for row in rows), 1)
 
 
 def _cells(row: LayerBits, size: str) -> tuple[str, ...]:
     decibels = (f"{row.own_sqnr_db:.1f}", f"{row.output_sqnr_db:.1f}", f"{row.kappa:.2f}")
-    return (row.name, str(row.count), str(row.bits), size, *decibels)
+    bits = f"{row.bits:.0f}" if row.channel_bits is None else f"{row.bits:.2f}"
+    return (row.name, str(row.count), bits, size, *decibels)
 
 
 def _draw(axes: Any, kind: str, rows: Sequence[LayerBits]) -> None:
@@ -214,8 +236,10 @@ def _plain(value: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
-    return float(value) if value in ("inf", "-inf", "nan") else value
+    return float(value) if isinstance(value, str) and value in ("inf", "-inf", "nan") else value
 
 
 def _row(fields: dict[str, Any]) -> LayerBits:
-    return LayerBits(**{name: _number(value) for name, value in fields.items()})
+    read = {name: _number(value) for name, value in fields.items()}
+    channels = read.get("channel_bits")
+    return LayerBits(**{**read, "channel_bits": None if channels is None else tuple(channels)})

@@ -50,8 +50,8 @@ class LayerRow:
         Signal to quantisation noise ratio at the layer's output, where it was measured.
     reason : str
         Why the layer is not in INT8, or anything else worth knowing.
-    weight_bits : int, optional
-        Of its packed weights in an exported library; None where they lie there as the kernel reads them.
+    weight_bits : float, optional
+        Of its packed weights in an exported library, on average over channels; None where they lie there as the kernel reads them.
     """
 
     layer: str
@@ -61,7 +61,7 @@ class LayerRow:
     origin: str = "heuristic"
     sqnr_db: float | None = None
     reason: str = ""
-    weight_bits: int | None = None
+    weight_bits: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Weights at the width they need: what an exported library stores, and how it becomes what a kernel reads.
 
-    array = layout(lowest[channel] + step * code)          code in 0 .. 2^bits - 1, one per weight of the model
+    array = layout(lowest[channel] + step[channel] * code)          code in 0 .. 2^bits[channel] - 1, one per weight
 
 Kernels pad channels, repeat weights and widen them; none of that is stored, whatever the width. The layout is found by
 letting the kernel pack the weights' numbers instead of their values (`Layout.of`), so it holds for every kernel. It is
@@ -8,7 +8,8 @@ stored as the steps from one number to the next: a few different ones in a patte
 less than a thousandth of the weights.
 
 Width and levels are those of the integers themselves: weights that were rounded to b bits need b at most, wherever they
-come from (`quantization.few_bits`, a quantised ONNX model).
+come from (`quantization.few_bits`, a quantised ONNX model). Output channels of different widths lie together by width,
+the narrowest first, where that saves more than a byte per channel.
 """
 
 from __future__ import annotations
@@ -96,26 +97,32 @@ class PackedWeight:
 
     Parameters
     ----------
-    bits : int
-        1 to 8.
-    step : int
+    widths : uint8 [O]
+        Bits of each output channel's codes, 1 to 8.
+    steps : uint8 [O]
         From one level to the next: 2 for weights of few bits (see `quantization.few_bits`), else 1.
     lowest : int8 [O]
         The integer of each output channel's code 0.
-    codes : uint8 [ceil(weights * bits / 8)]
-        Channel after channel, the lowest bits first.
+    codes : uint8
+        Channel after channel of each width, the narrowest first; the lowest bits first, a byte begun for each width.
     layout : Layout
         Of weights that are numbered in that order.
     count : int
         Weights.
     """
 
-    bits: int
-    step: int
+    widths: np.ndarray
+    steps: np.ndarray
     lowest: np.ndarray
     codes: np.ndarray
     layout: Layout
     count: int
+
+    @property
+    def bits(self) -> float:
+        """Of a weight: a whole number, or the average, to a hundredth, where channels differ."""
+        average = float(self.widths.mean()) if len(self.widths) else 1.0
+        return int(average) if average.is_integer() else round(average, 2)
 
     @property
     def array_bytes(self) -> int:
@@ -150,15 +157,16 @@ class PackedWeight:
         order = _by_channel(np.arange(weight.size).reshape(weight.shape), groups, transposed)
         numbers[order.ravel()] = np.arange(weight.size)
         rows = weight.ravel()[order]
-        bits, step, lowest = levels(rows)
+        widths, steps, lowest = levels(rows)
         array = pack(weight)
-        if array.nbytes - packed_bytes(weight.size, bits) < max(LEAST_SAVED_BYTES, array.nbytes // 16):
+        if array.nbytes - codes_bytes(widths, rows.shape[1]) < max(LEAST_SAVED_BYTES, array.nbytes // 16):
             return None
         layout = layout or Layout.of(numbers.reshape(weight.shape), pack)
         if layout is None:
             return None
-        codes = pack_codes(((rows.astype(np.int16) - lowest[:, None]) // step).astype(np.uint8).ravel(), bits)
-        packed = cls(bits, step, lowest, codes, layout, weight.size)
+        numbers = ((rows.astype(np.int16) - lowest[:, None]) // steps[:, None]).astype(np.uint8)
+        codes = np.concatenate([pack_codes(numbers[widths == bits].ravel(), int(bits)) for bits in np.unique(widths)])
+        packed = cls(widths, steps, lowest, codes, layout, weight.size)
         return packed if packed.expanded().tobytes() == array.tobytes() else None
 
     def expanded(self) -> np.ndarray:
@@ -169,40 +177,69 @@ class PackedWeight:
         ValueError, IndexError
             The parts do not fit together.
         """
-        codes = unpack_codes(self.codes, self.bits, self.count).reshape(len(self.lowest), -1)
-        values = (self.lowest[:, None].astype(np.int16) + np.int16(self.step) * codes).astype(np.int8)
+        channels = len(self.lowest)
+        if not len(self.widths) == len(self.steps) == channels or self.count % max(channels, 1):
+            raise ValueError(f"{self.count} weights of {channels} channels")
+        per_channel = self.count // max(channels, 1)
+        if len(self.codes) != codes_bytes(self.widths, per_channel):
+            raise ValueError(f"{self.count} codes in {len(self.codes)} bytes")
+        codes, offset = np.empty((channels, per_channel), np.uint8), 0
+        for bits in np.unique(self.widths):
+            own = self.widths == bits
+            size, count = packed_bytes(int(own.sum()) * per_channel, int(bits)), int(own.sum()) * per_channel
+            codes[own] = unpack_codes(self.codes[offset : offset + size], int(bits), count).reshape(-1, per_channel)
+            offset += size
+        values = (self.lowest[:, None].astype(np.int16) + self.steps[:, None].astype(np.int16) * codes).astype(np.int8)
         return self.layout.arranged(values.ravel())
 
     def to_bytes(self) -> bytes:
         """Everything, one part behind the other."""
-        fields = {"bits": self.bits, "step": self.step, "count": self.count, "dtype": self.layout.dtype}
-        return dump(fields, [self.lowest, self.codes, self.layout.steps, self.layout.symbols])
+        fields = {"count": self.count, "dtype": self.layout.dtype}
+        own = [self.widths, self.steps, self.lowest, self.codes]
+        return dump(fields, [*own, self.layout.steps, self.layout.symbols])
 
     @classmethod
     def from_bytes(cls, data: bytes) -> PackedWeight:
         """Read what `to_bytes` wrote."""
-        fields, (lowest, codes, steps, symbols) = restore(data)
-        layout = Layout(fields["dtype"], steps, symbols)
-        return cls(fields["bits"], fields["step"], lowest, codes, layout, fields["count"])
+        fields, (widths, steps, lowest, codes, jumps, symbols) = restore(data)
+        layout = Layout(fields["dtype"], jumps, symbols)
+        return cls(widths, steps, lowest, codes, layout, fields["count"])
 
 
-def levels(rows: np.ndarray) -> tuple[int, int, np.ndarray]:
-    """Bits, step and lowest level, int8 [O], of the integers int8 [O, K] of output channels.
+def levels(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bits and step, uint8 [O], and lowest level, int8 [O], of the integers int8 [O, K] of output channels.
+
+    All the same bits and steps, unless bits of their own save a byte per channel.
 
     Examples
     --------
-    >>> levels(np.array([[-3, 1, 3], [-2, 4, 0]], np.int8))
-    (2, 2, array([-3, -2], dtype=int8))
+    >>> [part.tolist() for part in levels(np.array([[-3, 1, 3], [-2, 4, 0]], np.int8))]
+    [[2, 2], [2, 2], [-3, -2]]
     """
     least, most = rows.min(1, initial=127).astype(np.int16), rows.max(1, initial=-128).astype(np.int16)
-    step = 1 if ((rows - rows[:, :1]) & 1).any() else 2
-    bits = max(int((most - least).max(initial=0) // step).bit_length(), 1)
+    odd = ((rows - rows[:, :1]) & 1).any(1)
+    steps, common = np.where(odd, 1, 2), 1 if odd.any() else 2
+    widths, same = _widths(most - least, steps), _widths(most - least, common).max(initial=1)
+    if (same - widths).sum() * rows.shape[1] <= 8 * len(rows):
+        widths, steps = np.full(len(rows), same), np.full(len(rows), common)
     lowest = np.clip(least, -128, 127)
-    span = step * (2**bits - 1)
-    for usual in (1 - 2**bits, -(2**bits), 2 - 2**bits) if step == 2 else (1 - 2 ** (bits - 1), -(2 ** (bits - 1))):
-        fits = (usual <= least) & (most <= usual + span) & ((least - usual) % step == 0)  # alike deflate better
-        lowest = np.where(fits, usual, lowest)
-    return bits, step, lowest.astype(np.int8)
+    span, half = steps * (2**widths - 1), 2 ** np.where(steps == 2, widths, widths - 1)
+    for shift, even in ((1, False), (0, False), (2, True)):  # alike deflate better
+        usual = shift - half
+        fits = (usual <= least) & (most <= usual + span) & ((least - usual) % steps == 0) & (even <= (steps == 2))
+        lowest = np.where(fits & (usual >= -128), usual, lowest)
+    return widths.astype(np.uint8), steps.astype(np.uint8), lowest.astype(np.int8)
+
+
+def _widths(spans: np.ndarray, steps: np.ndarray | int) -> np.ndarray:
+    """Bits of codes from 0 to spans / steps; at least 1."""
+    return np.maximum(np.ceil(np.log2(np.maximum(spans, 0) // steps + 1.0)).astype(np.int64), 1)
+
+
+def codes_bytes(widths: np.ndarray, per_channel: int) -> int:
+    """Bytes of the codes of channels of these widths, with so many weights each."""
+    found = zip(*np.unique(widths, return_counts=True), strict=True)
+    return sum(packed_bytes(int(n) * per_channel, int(bits)) for bits, n in found)
 
 
 def dump(fields: dict[str, Any], arrays: Sequence[np.ndarray]) -> bytes:

@@ -102,7 +102,7 @@ def fingerprint_of_quantizers(quantizers: Quantizers) -> str:
         digest.update(str((name, data.bits, data.dtype)).encode())
         digest.update(data.scale.tobytes() + data.zero_point.tobytes())
     for name, weight in quantizers.weights.items():
-        digest.update(str((name, weight.bits)).encode())
+        digest.update(str((name, weight.channel_bits or weight.bits)).encode())
         for array in (weight.values, weight.scale, weight.exact, weight.lowest, weight.correction):
             digest.update(b"" if array is None else array.tobytes())
     return digest.hexdigest()

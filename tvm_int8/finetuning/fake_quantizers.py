@@ -23,7 +23,6 @@ from tvm import relax
 
 from tvm_int8.passes.linear_layers import scale_inputs
 from tvm_int8.passes.quantizers import ActivationQuantizer, WeightQuantizer
-from tvm_int8.quantization.weights import weight_limit
 
 _WITHIN = 0.25
 """Of a step: how far a weight begins at most from the integer it has, so that none changes at the first step."""
@@ -70,23 +69,21 @@ class TrainedWeight(nn.Module):
         super().__init__()
         self._quantizer = quantizer
         spread = [-1 if i == quantizer.axis else 1 for i in range(quantizer.values.ndim)]
-        scale, lowest = quantizer.scale.reshape(spread if quantizer.scale.ndim else []), np.float32(0)
-        if quantizer.lowest is None:
-            self.step, (self.least, self.most) = 1, (-weight_limit(quantizer.bits), weight_limit(quantizer.bits))
-        else:
-            self.step, (self.least, self.most) = 2, (0, 2**quantizer.bits - 1)
-            lowest = quantizer.lowest.astype(np.float32).reshape(scale.shape)
-        codes = (quantizer.values - lowest) / self.step
-        exact = (quantizer.exact / scale - lowest) / self.step
-        exact = np.clip(np.clip(exact, codes - _WITHIN, codes + _WITHIN), self.least, self.most)
+        scale = quantizer.scale.reshape(spread if quantizer.scale.ndim else [])
+        levels = quantizer.levels.spread(spread)
+        lowest, step, least, most = levels.lowest, levels.step, levels.least, levels.most
+        codes = (quantizer.values - lowest) / step
+        exact = (quantizer.exact / scale - lowest) / step
+        exact = np.clip(np.clip(exact, codes - _WITHIN, codes + _WITHIN), least, most)
         others = tuple(i for i in range(codes.ndim) if i != quantizer.axis)
         dead = ~quantizer.values.any(others, keepdims=True)  # its scale means nothing
-        reach = np.where(dead, 0.0, (self.most - self.least) / 2)
-        middle = np.where(dead, codes.max(others, keepdims=True), (self.most + self.least) / 2)
+        reach = np.where(dead, 0.0, (most - least) / 2)
+        middle = np.where(dead, codes.max(others, keepdims=True), (most + least) / 2)
         self.share = nn.Parameter(_tensor((exact - middle) / np.where(dead, 1.0, reach)))
         real = effective(call, quantizer.real, divisor)
         unit = np.sqrt(np.square(real).sum(others))
-        self._buffers_of(scale=scale, lowest=lowest, reach=reach, middle=middle, unit=np.where(unit > 0, unit, 1.0))
+        self._buffers_of(scale=scale, lowest=lowest, step=step, least=least, most=most)
+        self._buffers_of(reach=reach, middle=middle, unit=np.where(unit > 0, unit, 1.0))
         ones = np.ones(quantizer.values.shape)
         self._buffers_of(factor=np.ones(()) if divisor is None else effective(call, ones, divisor))
         sums = np.broadcast_to(data_step * quantizer.scale.astype(np.float64), unit.shape)

@@ -12,7 +12,10 @@ from tvm_int8.errors import ConfigError
 MOST_BITS = 32
 INTEGER_BITS = 8
 """Weights and activations of more bits are in FP32."""
+WeightBits = int | tuple[int, ...]
+"""Of a layer's weights: all of them, or those of each output channel."""
 Pairs = tuple[tuple[str, int], ...]
+WeightPairs = tuple[tuple[str, WeightBits], ...]
 
 
 @dataclass(frozen=True)
@@ -21,9 +24,9 @@ class BitWidths:
 
     Parameters
     ----------
-    weights : tuple of (str, int)
+    weights : tuple of (str, int or tuple of int)
         Layer name, or glob pattern over layer names, and the bits of its weights: 1 to 8; more leave the layer in FP32.
-        The first entry that matches counts.
+        A tuple has those of every output channel, 1 to 8. The first entry that matches counts.
     activations : tuple of (str, int)
         The name of a tensor, that of the layer that delivers it, or a glob pattern over either, and its bits, 1 to 8.
 
@@ -32,9 +35,11 @@ class BitWidths:
     >>> widths = BitWidths.of({"/head/*": 6, "*": 4})
     >>> widths.weight("/head/conv"), widths.weight("/stem/conv"), widths.activation("relu1", "/stem/conv")
     (6, 4, 8)
+    >>> BitWidths.of({"/stem/conv": [4, 4, 2, 6]}).weight("/stem/conv")
+    (4, 4, 2, 6)
     """
 
-    weights: Pairs = ()
+    weights: WeightPairs = ()
     activations: Pairs = ()
 
     @classmethod
@@ -53,12 +58,12 @@ class BitWidths:
             raise _invalid(given, "a BitAllocation, or a dict of layer -> bits of its weights")
         parts = given if set(given) <= {"weights", "activations"} else {"weights": given}
         return cls(
-            _pairs(parts.get("weights", {}), "weights", MOST_BITS),
+            tuple((name, _bits(name, bits)) for name, bits in _named(parts.get("weights", {}), "weights")),
             _pairs(parts.get("activations", {}), "activations", INTEGER_BITS),
         )
 
-    def weight(self, layer: str) -> int:
-        """Bits of a layer's weights."""
+    def weight(self, layer: str) -> WeightBits:
+        """Bits of a layer's weights, or of those of each output channel."""
         return next((bits for pattern, bits in self.weights if _matches(pattern, layer)), INTEGER_BITS)
 
     def activation(self, tensor: str, layer: str = "") -> int:
@@ -73,19 +78,37 @@ class BitWidths:
         activations = (p for p, _ in self.activations if not any(_matches(p, *pair) for pair in tensors))
         return (*weights, *activations)
 
-    def to_dict(self) -> dict[str, dict[str, int]]:
+    def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return what `of` takes, of JSON types."""
-        return {"weights": dict(self.weights), "activations": dict(self.activations)}
+        weights = {name: bits if isinstance(bits, int) else list(bits) for name, bits in self.weights}
+        return {"weights": weights, "activations": dict(self.activations)}
+
+
+def _named(given: Any, kind: str) -> Iterable[tuple[Any, Any]]:
+    if not isinstance(given, Mapping):
+        raise _invalid(given, f"a dict of name -> bits for {kind}")
+    return given.items()
 
 
 def _pairs(given: Any, kind: str, most: int) -> Pairs:
-    if not isinstance(given, Mapping):
-        raise _invalid(given, f"a dict of name -> bits for {kind}")
-    for name, bits in given.items():
-        whole = isinstance(bits, int) and not isinstance(bits, bool)
-        if not (isinstance(name, str) and name and whole and 1 <= bits <= most):
+    pairs = tuple(_named(given, kind))
+    for name, bits in pairs:
+        if not (isinstance(name, str) and name and _is_whole(bits, most)):
             raise _invalid({name: bits}, f"for {kind} names and whole numbers from 1 to {most}")
-    return tuple(given.items())
+    return pairs
+
+
+def _bits(name: Any, bits: Any) -> WeightBits:
+    """The bits of a layer, checked."""
+    if isinstance(bits, list | tuple) and bits and isinstance(name, str) and name:
+        if not all(_is_whole(own, INTEGER_BITS) for own in bits):
+            raise _invalid({name: bits}, f"for output channels whole numbers from 1 to {INTEGER_BITS}")
+        return tuple(bits)
+    return _pairs({name: bits}, "weights", MOST_BITS)[0][1]
+
+
+def _is_whole(bits: Any, most: int) -> bool:
+    return isinstance(bits, int) and not isinstance(bits, bool) and 1 <= bits <= most
 
 
 def _matches(pattern: str, *names: str) -> bool:

@@ -20,6 +20,7 @@ DAMPING = 0.01
 """Of the mean second moment, added to each: what a few inputs never showed may still come."""
 SWEEPS = 2
 """Of coordinate descent, at most: few weights still move, and hardly any in a third."""
+Ends = int | np.ndarray
 _BLOCK = 128  # columns whose errors are passed on one by one; behind them by matrix product
 
 
@@ -57,10 +58,11 @@ class Rounding:
     def __init__(self, moments: np.ndarray):
         self.moments = damped(moments)
 
-    def learn(self, weight: np.ndarray, least: int, most: int) -> np.ndarray:
-        """Round a matrix [O, K] to integers within [least, most], see `learn_rounding`."""
+    def learn(self, weight: np.ndarray, least: Ends, most: Ends) -> np.ndarray:
+        """Round a matrix [O, K] to integers within [least, most], for all rows or each: see `learn_rounding`."""
         weight, moments = np.asarray(weight, np.float32), self.moments
-        nearest = np.clip(np.rint(weight), least, most)
+        least, most = (np.asarray(end, np.float32).reshape(-1) for end in (least, most))  # [1] or [O]
+        nearest = np.clip(np.rint(weight), least[:, None], most[:, None])
         if moments.diagonal().mean() < np.finfo(np.float32).tiny:  # nothing was read, or too little to compute with
             return nearest
         learned = _descend(self._with_feedback(weight, least, most), weight, moments, (least, most))
@@ -77,7 +79,7 @@ class Rounding:
         inverse = np.linalg.inv(self.moments[np.ix_(self._order, self._order)].astype(np.float64))
         return np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
 
-    def _with_feedback(self, weight: np.ndarray, least: int, most: int) -> np.ndarray:
+    def _with_feedback(self, weight: np.ndarray, least: np.ndarray, most: np.ndarray) -> np.ndarray:
         """Round column by column, the largest moments first; the columns behind take over what each lost."""
         order, upper = self._order, self._factors
         open_columns, rounded = np.array(weight[:, order]), np.empty_like(weight)
@@ -106,7 +108,7 @@ def row_errors(error: np.ndarray, moments: np.ndarray) -> np.ndarray:
     return np.einsum("ok,ok->o", error @ moments, error)
 
 
-def _descend(integers: np.ndarray, weight: np.ndarray, moments: np.ndarray, ends: tuple[int, int]) -> np.ndarray:
+def _descend(integers: np.ndarray, weight: np.ndarray, moments: np.ndarray, ends: tuple) -> np.ndarray:
     """Move single weights to where the error is least, until none moves."""
     integers, scale = np.array(integers), moments.diagonal()
     gradient = (integers - weight) @ moments

@@ -129,25 +129,26 @@ class LearnedLayer:
 
     def _codes(self, weight: WeightQuantizer) -> WeightQuantizer:
         """Few bits: round codes, then fit the scales to them by least squares, in turns."""
-        assert weight.lowest is not None
-        outputs = len(weight.values)
+        outputs, levels = len(weight.values), weight.levels
         exact = self._by_group(weight.exact)
-        lowest, scale = (
+        lowest, step, least, most, scale = (
             self._by_group(np.broadcast_to(array.reshape(-1, 1), (outputs, 1)).astype(np.float32))
-            for array in (weight.lowest, weight.scale)
+            for array in (levels.lowest, levels.step, levels.least, levels.most, weight.scale)
         )
         for _ in range(SCALE_TURNS):
             codes = [
-                group.learn((own / s - low) / 2, 0, 2**weight.bits - 1)
-                for group, own, s, low in zip(self.groups, exact, scale, lowest, strict=True)
+                group.learn((own / s - low) / up, *ends)
+                for group, own, s, low, up, *ends in zip(
+                    self.groups, exact, scale, lowest, step, least, most, strict=True
+                )
             ]
-            values = 2 * np.stack(codes) + lowest
+            values = step * np.stack(codes) + lowest
             if not weight.scale.ndim:
                 break
             fitted = [
                 _fitted(group.moments, *own) for group, *own in zip(self.groups, exact, values, scale, strict=True)
             ]
-            scale = np.stack(fitted)
+            scale = np.where(step > 1, np.stack(fitted), scale)  # those of more bits are as good as they were
         scales = scale.reshape(-1) if weight.scale.ndim else weight.scale
         return replace(weight, values=values.reshape(weight.values.shape).astype(np.int8), scale=scales)
 
