@@ -51,7 +51,8 @@ class LayerRow:
     reason : str
         Why the layer is not in INT8, or anything else worth knowing.
     weight_bits : float, optional
-        Of its packed weights in an exported library, on average over channels; None where they lie there as the kernel reads them.
+        Of its packed weights in an exported library, on average over channels; None where they lie there as the kernel
+        reads them.
     """
 
     layer: str
