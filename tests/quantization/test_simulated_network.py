@@ -17,7 +17,7 @@ from tvm_int8.passes.dataflow import Dataflow, rebuild
 from tvm_int8.passes.linear_layers import with_weight
 from tvm_int8.passes.quantizers import Quantizers
 from tvm_int8.quantization.output_noise import OutputNoise, decibels
-from tvm_int8.quantization.simulated_network import SimulatedNetwork
+from tvm_int8.quantization.simulated_network import SimulatedNetwork, effective_weight
 from tvm_int8.quantization.sqnr import sqnr_db
 
 op = relax.op
@@ -199,6 +199,17 @@ def test_a_rounded_input_is_the_float_network_on_rounded_data(plain):
     found = plain.outputs()
     expected = plain.network.float_outputs([{"x": quantizer.rounded(batch["x"])} for batch in plain.batches])
     assert sqnr_db(expected, found) > 100
+
+
+@pytest.mark.parametrize("name", ["depthwise", "pointwise", "up", "down"])
+def test_arranged_weights_are_those_of_a_kernel_built_with_them(plain, name):
+    quantizer = replace(plain.network.quantizers.weights[name], correction=None)
+    arranged = plain.simulated._pack_anew(name, quantizer)
+    weight = effective_weight(plain.simulated._calls[name], quantizer, plain.simulated._current)
+    built = plain.simulated._built_anew(name, weight, None).constants
+    for found, expected in zip(arranged, built, strict=True):
+        np.testing.assert_array_equal(found.numpy(), expected)
+    assert not np.array_equal(arranged[0].numpy(), plain.simulated._kernels[name].constants[0])
 
 
 @pytest.mark.parametrize("name", ["depthwise", "pointwise", "up", "down"])

@@ -20,7 +20,7 @@ from tvm_int8.quantization.observed_tensors import ObservedTensors
 from tvm_int8.runtime.threads import effective_num_threads, run_on_threads
 from tvm_int8.schedules.registry import deliver
 from tvm_int8.schedules.rule import Constants
-from tvm_int8.specs import Conv2d
+from tvm_int8.specs import Conv2d, Kernel
 from tvm_int8.target import parse_target
 
 _REMEMBERED = 3
@@ -68,8 +68,9 @@ class SimulatedNetwork:
                 name = delivers[tensor_of(call)]
                 self._orders[name] = spec, Constants.of(constants_of(call))
                 bindings[name] = binding.var.name
+        self._kernels = {name: deliver(*self._orders[name], self._cpu) for name in self.quantizers.weights}
         lowered = pipeline.schedule(resolved.cpu)(placed)
-        counts = {bindings[name]: len(self._pack_anew(name, None)) for name in self.quantizers.weights}
+        counts = {bindings[name]: len(kernel.constants) for name, kernel in self._kernels.items()}
         lifted = pipeline.lift_constants(counts)(lowered)
         executable, _ = generate_code(lifted, resolved.tvm_target)
         self._machine = relax.VirtualMachine(executable, tvm.cpu())
@@ -115,14 +116,20 @@ class SimulatedNetwork:
         return packed
 
     def _pack_anew(self, name: str, quantizer: WeightQuantizer | None) -> list:
-        spec, constants = self._orders[name]
-        weight, bias = constants.weight, constants.bias
+        kernel = self._kernels[name]
+        arrays = kernel.constants
         if quantizer is not None:
             weight = effective_weight(self._calls[name], quantizer, self._current)
-            if quantizer.correction is not None:
-                bias = bias + quantizer.correction.reshape(-1)
-        kernel = deliver(spec, Constants(weight, bias, constants.channels, constants.pad), self._cpu)
-        return [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in kernel.constants]
+            if quantizer.correction is None and kernel.pack_weight is not None:
+                arrays = (kernel.pack_weight(weight), *arrays[1:])  # a kernel is not built for its weights alone
+            else:
+                arrays = self._built_anew(name, weight, quantizer.correction).constants
+        return [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays]
+
+    def _built_anew(self, name: str, weight: np.ndarray, correction: np.ndarray | None) -> Kernel:
+        spec, constants = self._orders[name]
+        bias = constants.bias if correction is None else constants.bias + correction.reshape(-1)
+        return deliver(spec, Constants(weight, bias, constants.channels, constants.pad), self._cpu)
 
     # Running
 
