@@ -208,10 +208,14 @@ class Rebuilder:
         """Carry one binding over, through the callback."""
         var, self._origin = binding.var, binding.var.name
         value = substitute(binding.value, self._replaced)
-        if not getattr(rewrite, "changes_types", False):
-            value = self._typed(value)
+        untyped = value is not binding.value
+        if untyped and not getattr(rewrite, "changes_types", False):
+            value, untyped = self._typed(value), False
         replacement = rewrite(binding, value, self)
-        value = self._flat(replacement, var.name) if replacement is not None else self._typed(value)
+        if replacement is not None:
+            value = self._flat(replacement, var.name)
+        elif untyped:
+            value = self._typed(value)
         if not isinstance(value, relax.Call | relax.TupleGetItem) and not self._must_bind(var, value):
             self._replaced[var] = value
             return
