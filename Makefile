@@ -3,10 +3,12 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-# Test files run in parallel; no test depends on how fast anything is. WORKERS=0 runs them one by one, in one process.
+# Test files run in parallel, those with slow tests first, each on one thread: threads of two processes would wait for one
+# another. No test depends on how fast anything is. WORKERS=0 runs them one by one, in one process.
 WORKERS ?= 2
 PYTEST_ARGS ?=
-PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+PYTEST = $(if $(filter-out 0,$(WORKERS)),OMP_NUM_THREADS=1) \
+  $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1

@@ -30,6 +30,12 @@ def _plain(feature: str) -> str:
     return re.sub(r"[^a-z0-9]", "", feature.lower())
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: processes that share the tests then end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test marked `isa("avx512vnni", ...)` on a CPU without one of these features."""
     for marker in item.iter_markers("isa"):
