@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from tvm_int8.frontend import load_model
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import op_name
 from tvm_int8.quantization.sqnr import sqnr_db
+from tvm_int8.quantized_model import QuantizedModel
 from tvm_int8.reference.network import run_network
 from tvm_int8.runtime import CompiledModule
 
@@ -36,7 +38,8 @@ class Quantised:
     ordered: tvm.IRModule
 
 
-def compile_and_keep(model: onnx.ModelProto, **options) -> Quantised:
+def compile_and_keep(model: onnx.ModelProto, quantized: QuantizedModel | None = None, **options) -> Quantised:
+    """Compile the model, or what has been quantised of it."""
     graphs = []
 
     def build(mod, target, cpu, choose, tiles):
@@ -46,15 +49,21 @@ def compile_and_keep(model: onnx.ModelProto, **options) -> Quantised:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "lower_and_build", build)
-        module = api.compile(model, **options)
+        module = api.compile(quantized or model, **options)
     (graph,) = graphs
     return Quantised(model, module, pipeline.canonical_float()(load_model(model)), graph)
 
 
+@functools.cache
+def quantized_small(name: str) -> tuple[onnx.ModelProto, QuantizedModel]:
+    """A network, calibrated once for all targets."""
+    model = NETWORKS[name]()
+    return model, api.quantize(model, draw(model, CALIBRATION, seed=0), progress=False)
+
+
 @pytest.fixture(scope="module", params=NETWORKS)
 def network(request) -> Quantised:
-    model = NETWORKS[request.param]()
-    return compile_and_keep(model, calibration=draw(model, CALIBRATION, seed=0), progress=False)
+    return compile_and_keep(*quantized_small(request.param))
 
 
 def test_int8_is_bit_exact(network):
@@ -88,8 +97,8 @@ OTHERS += [
 
 @pytest.mark.parametrize(("name", "target"), OTHERS)
 def test_other_targets_are_bit_exact(name, target):
-    model = NETWORKS[name]()
-    network = compile_and_keep(model, calibration=draw(model, 4, seed=0), progress=False, target=target)
+    model, quantized = quantized_small(name)
+    network = compile_and_keep(model, quantized, target=target)
     (inputs,) = draw(model, 1, seed=1)
     expected = run_network(network.ordered, *inputs.values())
     for found, wanted in zip(network.module(*inputs.values()), expected, strict=True):
