@@ -46,29 +46,21 @@ from tvm_int8.target import parse_target
 LIMITS_DB = (1.0, 3.0, 6.0, 8.0, 11.0)
 
 
-def _even(reached: Callable[[np.ndarray], np.ndarray]) -> Ranges:
-    """Ranges with zero in the middle, of what each channel reaches, [positions, C]."""
-
-    def ranges(seen: TileStatistics, tile: Tile, ends: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        found = reached(np.maximum(-seen.low, seen.high))
-        return found, np.zeros_like(found)
-
-    return ranges
+def _reach(seen: TileStatistics) -> np.ndarray:
+    """What each channel reaches at each position, [positions, C]."""
+    return np.maximum(-seen.low, seen.high)
 
 
-def _loudest(reached: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(reached.max(1, keepdims=True), reached.shape)
+def _loudest(seen: TileStatistics) -> np.ndarray:
+    return np.broadcast_to(_reach(seen).max(1, keepdims=True), seen.high.shape)
 
 
 RULES: Mapping[str, Ranges] = {
-    "one for all channels": _even(_loudest),
-    "0.85 of that": _even(lambda reached: 0.85 * _loudest(reached)),
-    "one per channel": _even(lambda reached: reached),
-    "1.5 of that": _even(lambda reached: 1.5 * reached),
-    "their mean": _even(lambda reached: np.sqrt(reached * _loudest(reached))),
-    "1.15 of the mean": _even(lambda reached: 1.15 * np.sqrt(reached * _loudest(reached))),
+    "one range for all": lambda seen: np.broadcast_to(_reach(seen).max(), seen.high.shape),
+    "one per position": _loudest,
+    "one per position and channel": _reach,
 }
-"""Which magnitude of transformed data becomes 127."""
+"""How far transformed data are taken to reach, relative to each other, in the place of `data_ranges`."""
 
 Choose = Callable[[TiledLayer], WinogradWay]
 

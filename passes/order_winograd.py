@@ -96,14 +96,12 @@ def can_be_tiled(spec) -> bool:
     )
 
 
-def winograd_spec(
-    spec: Conv2d, tile: tuple[int, int], wide: Sequence[int] = (), shifted: Sequence[int] = ()
-) -> WinogradConv2d:
+def winograd_spec(spec: Conv2d, tile: tuple[int, int], wide: Sequence[int] = ()) -> WinogradConv2d:
     """The order of the same layer by tiles."""
     operands = tuple(Operand("acc") if o.kind == "acc" else o for o in spec.program.operands)
     values = {field.name: getattr(spec, field.name) for field in fields(Conv2d)}
     values["program"] = replace(spec.program, operands=operands)
-    return WinogradConv2d(**values, tile=tile, wide=tuple(wide), shifted=tuple(shifted))
+    return WinogradConv2d(**values, tile=tile, wide=tuple(wide))
 
 
 def _float_order(call: relax.Call, spec: WinogradConv2d, weight: np.ndarray) -> relax.Call:
@@ -113,13 +111,13 @@ def _float_order(call: relax.Call, spec: WinogradConv2d, weight: np.ndarray) -> 
 
 
 def _integer_order(call: relax.Call, spec: Conv2d, quantizer: WinogradQuantizer, constants) -> relax.Call:
-    """The data's zero point, which was in the bias, is in what sums of products start with."""
+    """The data's zero point, which was in the bias, is subtracted from the data."""
     bias = constants["bias"].astype(np.float64) + spec.pad_value * constants["weight"].sum((1, 2, 3), dtype=np.int64)
     if quantizer.correction is not None:
         bias = bias + quantizer.correction
     channels = [(role, array) for role, array in constants_of(call) if role == "channel"]
     own = quantizer.constants().items()
-    order = winograd_spec(spec, quantizer.tile, quantizer.wide, quantizer.shifted)
+    order = winograd_spec(spec, quantizer.tile, quantizer.wide)
     return _ordered(call, order, [*own, ("bias", bias.astype(np.float32)), *channels])
 
 

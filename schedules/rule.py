@@ -26,7 +26,7 @@ class Constants:
     bias : [O], int32 for integer data (zero-point correction included), float32 otherwise, or None
     channels : one float32 [C] per "channel" operand of the program, in order
     pad : uint8 [C], what is outside of the data where each channel has its own zero point, or None
-    wide_weight, input_offset, input_scale, start, output_scale : of a `WinogradConv2d`, whose weight and bias are other
+    wide_weight, input_scale, output_scale : of a `WinogradConv2d`, whose weight and bias are other
         ones, too; see there
     """
 
@@ -35,9 +35,7 @@ class Constants:
     channels: Sequence[np.ndarray] = field(default_factory=tuple)
     pad: np.ndarray | None = None
     wide_weight: np.ndarray | None = None
-    input_offset: np.ndarray | None = None
     input_scale: np.ndarray | None = None
-    start: np.ndarray | None = None
     output_scale: np.ndarray | None = None
 
     @staticmethod

@@ -32,14 +32,15 @@ def accumulator_range(spec: Conv2d, constants: Constants) -> tuple[np.ndarray, n
 
 def winograd_accumulator_range(spec: WinogradConv2d, constants: Constants) -> tuple[np.ndarray, np.ndarray]:
     """Bounds of the accumulators of a Winograd convolution of u8 data, float64 [C]."""
-    narrow = [p for p in range(winograd.positions(spec.tile)) if p not in spec.wide]
-    largest = np.zeros(constants.output_scale.shape)
-    largest[narrow] = 128.0 * np.abs(constants.weight.astype(np.int64)).sum(2)
-    if spec.wide:
-        wide = list(spec.wide)
-        data = winograd.bounds(spec.tile, 0, 255)[wide] << winograd.shift(spec.tile)
-        largest[wide] = data[:, None] * np.abs(constants.wide_weight.astype(np.int64)).sum(2)
-    largest += np.abs(constants.start.astype(np.int64))
+    reached = winograd.bounds(spec.tile, -spec.pad_value, 255 - spec.pad_value) << winograd.shift(spec.tile)
+    largest, wide = np.zeros(constants.output_scale.shape), list(spec.wide)
+    narrow = [p for p in range(len(reached)) if p not in spec.wide]
+    scaled = reached[narrow, None] * (constants.input_scale / 2.0**15) + 1
+    # Rounded to a 127th of what a tile reaches.
+    data = scaled + scaled.max(initial=0.0) / 250
+    largest[narrow] = np.einsum("poc,pc->po", np.abs(constants.weight.astype(np.float64)), data)
+    if wide:
+        largest[wide] = reached[wide, None] * np.abs(constants.wide_weight.astype(np.int64)).sum(2)
     rows, columns = (np.abs(winograd.matrices(outputs).result).max(0) for outputs in spec.tile)
     total = np.outer(rows, columns).ravel() @ (largest * constants.output_scale)
     bias = np.zeros(len(total)) if constants.bias is None else constants.bias.astype(np.float64)

@@ -3,16 +3,17 @@
 Algorithm
     For each tile of outputs: transform its data; for each position of a transformed tile multiply by a matrix of
     weights, all input by all output channels; transform back.  Transformed u8 data are int16.  At *narrow* positions
-    they are rounded to int8, stored with 128 added and multiplied by s8 (`vpdpbusd`); at *wide* ones they are
-    multiplied by s16 as they are (`vpdpwssd`): half the products per instruction, which takes twice as long on Intel's
-    cores.
+    they are scaled, and rounded to int8 in steps that fit the tile: the largest value of its narrow positions becomes
+    127.  They are stored with 128 added and multiplied by s8 (`vpdpbusd`).  At *wide* positions data are multiplied by
+    s16 as they are (`vpdpwssd`): half the products per instruction, which takes twice as long on Intel's cores.
 
 Schedule
     A *block* of tiles stays in L2 from transform to transform: its transformed data; then, for one *group* of output
     channels after the other, the products of all positions, and the results they become.  Products are computed as a
     1x1 convolution would be (see `conv2d`): `tile_width` tiles x the group's blocks of channels stay in registers over
     all input channels, and weights are packed in the order in which they are read.  int16 vectors hold sixteen channels
-    of two tiles.  Blocks run in parallel.  Padding, and what is missing of the last tiles, is a copy before.
+    of two tiles, which are transformed in all channels, then rounded.  Blocks run in parallel.  Padding, and what is
+    missing of the last tiles, is a copy before.
 
 Evidence
     Li et al. 2021, *LoWino: towards efficient low-precision Winograd convolutions on modern CPUs*, for the blocking.
@@ -35,22 +36,35 @@ from . import dot
 from .cpu import Cpu
 from .epilogue import Epilogue
 from .knobs import KnobSpace
-from .lanes import store_vectors
+from .lanes import joined, store_vectors
 from .padding import emit_padded_copy
 from .rule import Constants, Rule, pad_channels
 from .value_range import fits_int32, winograd_accumulator_range
-from .vector import KernelBuilder, Registers, branch, const, convert, let, load, prefetch, scratch, store
+from .vector import KernelBuilder, Registers, branch, const, convert, fma, let, load, prefetch, scratch, store
 from .winograd_knobs import Blocking, knob_space
-from .winograd_transforms import PAIR, Floats, Products, Words, load_pair, twice
+from .winograd_transforms import (
+    PAIR,
+    Floats,
+    Products,
+    Words,
+    larger,
+    load_pair,
+    magnitude,
+    peaks_of_tiles,
+    tile_multiplier,
+    twice,
+)
 
 CACHE_LINE = 64
+PAIRS = 2
+"""Of tiles, transformed before any is rounded: what they leave in L1, and whole cache lines of results."""
 
 
 class WinogradConv2dRule(Rule):
     """`WinogradConv2d` specs in NCHW16c."""
 
     template = "winograd_conv2d"
-    version = 1
+    version = 2
 
     def knob_space(self, spec: WinogradConv2d, cpu: Cpu) -> KnobSpace:
         return knob_space(spec, cpu)
@@ -79,6 +93,7 @@ class _Builder:
         )
         order = self.narrow + self.wide + self.plain
         self.slot = {position: slot for slot, position in enumerate(order)}
+        self.starts = ("weight",) if self.narrow else ()
 
     def build(self) -> Kernel:
         spec = self.spec
@@ -117,16 +132,11 @@ class _Builder:
         if self.narrow:
             found["weight"] = self._packed(constants.weight, dot.for_cpu(self.cpu), 4)
             found["input_scale"] = np.stack([pad_channels(s) for s in constants.input_scale])
-            if self.spec.shifted:
-                found["input_offset"] = np.stack([pad_channels(s) for s in constants.input_offset])
+            starts = -128 * constants.weight.sum(2, dtype=np.int32)  # what is added to data to make them u8
+            found["start"] = np.stack([pad_channels(start) for start in starts])
         if self.wide:
             found["wide_weight"] = self._packed(constants.wide_weight, dot.words_for_cpu(self.cpu), 2)
         if self.integer:
-            start = constants.start.astype(np.int64)
-            if self.narrow:
-                start[self.narrow] -= 128 * constants.weight.sum(2, dtype=np.int64)  # what is added to make them u8
-            order = self.narrow + self.wide
-            found["start"] = np.stack([pad_channels(start[p].astype(np.int32)) for p in order])
             found["output_scale"] = np.stack([pad_channels(s) for s in constants.output_scale])
         bias = np.zeros(channels, np.float32) if constants.bias is None else constants.bias
         found["bias"] = pad_channels(bias.astype(np.float32))
@@ -166,6 +176,7 @@ class _Builder:
                 "wide": self._scratch(len(self.wide), "int16"),
                 "plain": self._scratch(len(self.plain), "float32"),
             }
+            self.multipliers = scratch(blocking.padded_tiles, "float32") if self.narrow else None
             (self._emit_integer_data if self.integer else self._emit_float_data)(transformed)
             group = self.knobs["oc_tile"]
             elements = len(self.slot) * group * blocking.padded_tiles * LANES
@@ -201,32 +212,63 @@ class _Builder:
         return [[(y * self.width + x) * LANES for y in range(rows + 2)] for x in range(columns + 2)]
 
     def _emit_integer_data(self, transformed) -> None:
-        shift, tiles = winograd.shift(self.spec.tile), self.blocking.padded_tiles
-        with T.serial(self.in_blocks) as channel_block, T.serial((self.count + 1) // 2) as pair:
-            ends = [pair * 2, T.min(pair * 2 + 1, self.count - 1)]
-            first, second = (self._source_index(channel_block, tile) for tile in ends)
-            columns = [
-                [load_pair(self.source, first + at, second + at, shift) for at in column] for column in self._offsets()
-            ]
-            words = Words(self.cpu)
-            values = winograd.transform_tile(self.spec.tile, columns, words)
-            place = T.Bind((channel_block * tiles + pair * 2) * LANES)
-            stride = self.in_blocks * tiles * LANES
-            for slot, position in enumerate(self.wide):
-                store(transformed["wide"], place + slot * stride, values[position], PAIR)
-            rounded = []
-            for slot, position in enumerate(self.narrow):
-                value, scale = values[position], self._by_channel("input_scale", slot, channel_block)
-                if position in self.spec.shifted:
-                    offset = self._by_channel("input_offset", self.spec.shifted.index(position), channel_block)
-                    value = words.sub_saturated(value, offset)
-                rounded.append(words.multiply_high(value, scale))
-            for slot, value in enumerate(words.narrowed(rounded)):
-                store(transformed["narrow"], place + slot * stride, value, PAIR)
+        """A few pairs of tiles at a time: all channels transformed, then the narrow positions rounded."""
+        elements = len(self.narrow) * self.in_blocks * PAIRS * PAIR
+        scaled = scratch(elements, "int16") if self.narrow else None
+        peaks = scratch(PAIRS * PAIR, "int16") if self.narrow else None
+        pairs = T.Bind((self.count + 1) // 2)
+        with T.serial((pairs + PAIRS - 1) // PAIRS) as some:
+            count = T.Bind(T.min(PAIRS, pairs - some * PAIRS))
+            if self.narrow:
+                with T.serial(count) as turn:
+                    store(peaks, turn * PAIR, const(0, "int16", PAIR), PAIR)
+            with T.serial(self.in_blocks) as channel_block, T.serial(count) as turn:
+                self._emit_transform(transformed, scaled, peaks, channel_block, some * PAIRS + turn, turn)
+            if self.narrow:
+                with T.serial(count) as turn:
+                    pair = T.Bind(some * PAIRS + turn)
+                    multipliers = [tile_multiplier(peak) for peak in peaks_of_tiles(load(peaks, turn * PAIR, PAIR))]
+                    for i, multiplier in enumerate(multipliers):
+                        store(self.multipliers, pair * 2 + i, convert(multiplier, "float32", 1), 1)
+                    both = joined([T.broadcast(convert(m, "int16", 1), LANES) for m in multipliers])
+                    store(peaks, turn * PAIR, both, PAIR)
+                with T.serial(self.in_blocks) as channel_block, T.serial(count) as turn:
+                    both = let(load(peaks, turn * PAIR, PAIR))
+                    self._emit_rounding(transformed["narrow"], scaled, both, channel_block, some * PAIRS + turn, turn)
 
-    def _by_channel(self, name: str, row: int, channel_block):
-        """int16 constants of sixteen input channels, for both tiles."""
-        return twice(load(self.packed[name], (row * self.in_blocks + channel_block) * LANES))
+    def _emit_transform(self, transformed, scaled, peaks, channel_block, pair, turn) -> None:
+        spec, words = self.spec, Words(self.cpu)
+        ends = pair * 2, T.min(pair * 2 + 1, self.count - 1)
+        first, second = (self._source_index(channel_block, tile) for tile in ends)
+        shift = winograd.shift(spec.tile)
+        columns = [
+            [load_pair(self.source, first + at, second + at, spec.pad_value, shift) for at in column]
+            for column in self._offsets()
+        ]
+        values = winograd.transform_tile(spec.tile, columns, words)
+        for slot, position in enumerate(self.wide):
+            store(transformed["wide"], self._place(slot, channel_block, pair), values[position], PAIR)
+        rounded = []
+        for slot, position in enumerate(self.narrow):
+            scale = load(self.packed["input_scale"], (slot * self.in_blocks + channel_block) * LANES)
+            rounded.append(words.multiply_high(values[position], twice(scale)))
+            at = ((channel_block * PAIRS + turn) * len(self.narrow) + slot) * PAIR
+            store(scaled, at, rounded[-1], PAIR)
+        if rounded:
+            store(peaks, turn * PAIR, larger(load(peaks, turn * PAIR, PAIR), magnitude(rounded)), PAIR)
+
+    def _emit_rounding(self, narrow, scaled, multipliers, channel_block, pair, turn) -> None:
+        words, count = Words(self.cpu), len(self.narrow)
+        first = (channel_block * PAIRS + turn) * count
+        values = [let(load(scaled, (first + slot) * PAIR, PAIR)) for slot in range(count)]
+        rounded = words.narrowed([words.multiply_high(value, multipliers) for value in values])
+        for slot, value in enumerate(rounded):
+            store(narrow, self._place(slot, channel_block, pair), value, PAIR)
+
+    def _place(self, slot: int, channel_block, pair):
+        """Of the transformed data of two tiles at the position in that slot."""
+        tiles = self.blocking.padded_tiles
+        return ((slot * self.in_blocks + channel_block) * tiles + pair * 2) * LANES
 
     def _emit_float_data(self, transformed) -> None:
         tiles = self.blocking.padded_tiles
@@ -269,7 +311,7 @@ class _Builder:
         with T.serial(tiles // width) as part:
             acc = Registers(blocks * width, str(products.ty.dtype))
             for o in range(blocks):
-                start = self._start(p + skipped, index * group + o)
+                start = self._start(p if name in self.starts else None, index * group + o)
                 for i in range(width):
                     acc[o * width + i] = start
             first = T.Bind((p * self.in_blocks * tiles + part * width) * LANES)
@@ -294,9 +336,9 @@ class _Builder:
                 prefetch(weight, following + (turn * share + i) * line)
 
     def _start(self, slot, block):
-        """What the sums of a block of output channels begin with, at the position in that slot."""
-        if self.plain:
-            return const(0, "float32", LANES)
+        """What the sums of a block of output channels begin with, at the narrow position in that slot; else zero."""
+        if slot is None:
+            return const(0, "float32" if self.plain else "int32", LANES)
         return T.Bind(load(self.packed["start"], (slot * self.out_blocks + block) * LANES))
 
     # Results
@@ -304,12 +346,18 @@ class _Builder:
     def _emit_results(self, products, block, o: int, blocks: int) -> None:
         """Transform the products of one block of output channels back, and run the program."""
         per_channel = self.epilogue.per_channel(self.image, block)
-        bias = T.Bind(load(self.packed["bias"], block * LANES))
+        self.bias = T.Bind(load(self.packed["bias"], block * LANES))
         (m_rows, m_columns), tiles = self.spec.tile, self.blocking.padded_tiles
         blocking, (_, _, height, width) = self.blocking, self.result.shape
         last = height - (blocking.tile_rows - 1) * m_rows, width - (blocking.tile_columns - 1) * m_columns
         with T.serial(self.count) as tile:
             row, column = self._corner(tile)
+            if self.narrow:
+                multiplier = T.Bind(load(self.multipliers, tile, 1))
+                gain = let(T.broadcast(T.float32(2.0**15) / multiplier, LANES))
+                share = let(T.broadcast(multiplier * T.float32(2.0**-15), LANES))
+            else:
+                gain = share = None
 
             def product(position: int):
                 place = ((self.slot[position] * blocks + o) * tiles + tile) * LANES
@@ -317,15 +365,18 @@ class _Builder:
                 if not self.integer:
                     return let(value)
                 scale = load(self.packed["output_scale"], (position * self.out_blocks + block) * LANES)
+                if self.narrow and position in self.spec.wide:  # results are divided by the multiplier
+                    scale = scale * share
                 return let(convert(value, "float32")), let(scale)
 
             ops = Products if self.integer else Floats
             values = winograd.transform_products(self.spec.tile, product, ops, Floats)
+            values = [[self._accumulator(value, gain) for value in row] for row in values]
             corner = T.Bind(row * (m_rows * width) + column * m_columns)
 
             def emit(rows: int, count: int) -> None:
                 for y in range(rows):
-                    self._emit_row(per_channel, bias, block, corner + y * width, values[y][:count])
+                    self._emit_row(per_channel, block, corner + y * width, values[y][:count])
 
             def by_column(rows: int) -> None:
                 branch(
@@ -339,13 +390,16 @@ class _Builder:
                 row < blocking.tile_rows - 1, last[0] < m_rows, lambda: by_column(m_rows), lambda: by_column(last[0])
             )
 
-    def _emit_row(self, per_channel, bias, block, pixel, values) -> None:
+    def _accumulator(self, value, gain):
+        """What the program starts from."""
+        return let(value + self.bias if gain is None else fma(value, gain, self.bias))
+
+    def _emit_row(self, per_channel, block, pixel, values) -> None:
         _, _, height, width = self.result.shape
         plane = self.image * self.out_blocks + block
         first = T.Bind((plane * (height * width) + pixel) * LANES)
         places = [
-            (first + i * LANES, self.image * (height * width) + pixel + i, let(value + bias))
-            for i, value in enumerate(values)
+            (first + i * LANES, self.image * (height * width) + pixel + i, value) for i, value in enumerate(values)
         ]
         finished = self.epilogue.run_all(per_channel, places)
         store_vectors(self.out, first, finished, self.spec.output, self.cpu, self.fits_int32)

@@ -32,11 +32,6 @@ class Words:
     def sub(a, b):
         return let(a - b)
 
-    @staticmethod
-    def sub_saturated(a, b):
-        """The difference, within int16."""
-        return let(intrinsic("int16x32", "llvm.ssub.sat", a, b))
-
     def root(self, a):
         return self.multiply_high(a, const(winograd.ROOT_Q15, "int16", PAIR))
 
@@ -106,9 +101,37 @@ def _fenced_product(a, number):
     return intrinsic("float32x16", "llvm.arithmetic.fence", a * f32(number))
 
 
-def load_pair(buffer, first, second, shift: int):
-    """u8 of sixteen channels at two places, as int16x32, shifted to the left."""
+def larger(a, b):
+    """The larger of int16x32."""
+    return intrinsic("int16x32", "llvm.smax", a, b)
+
+
+def magnitude(values: Sequence):
+    """The largest magnitude of several int16x32."""
+    high = low = values[0]
+    for value in values[1:]:
+        high, low = let(larger(high, value)), let(intrinsic("int16x32", "llvm.smin", low, value))
+    return let(larger(high, const(0, "int16", PAIR) - low))
+
+
+def peaks_of_tiles(magnitudes) -> list:
+    """int32 of either tile."""
+    bound = let(magnitudes)
+    peaks = (intrinsic("int16", "llvm.vector.reduce.smax", half(bound, second)) for second in (False, True))
+    return [T.Bind(convert(peak, "int32", 1)) for peak in peaks]
+
+
+def tile_multiplier(peak):
+    """`winograd.tile_multiplier` of an int32."""
+    quotient = T.float32(127 << 15) / convert(T.max(peak, 1), "float32", 1)
+    nearest = intrinsic("float32", "llvm.rint", quotient)
+    return T.Bind(convert(T.min(nearest, T.float32(32767)), "int32", 1))
+
+
+def load_pair(buffer, first, second, zero_point: int, shift: int):
+    """u8 of sixteen channels at two places, as int16x32, less their zero point, shifted to the left."""
     value = convert(joined([load(buffer, first), load(buffer, second)]), "int16", PAIR)
+    value = value - const(zero_point, "int16", PAIR) if zero_point else value
     return let(T.shift_left(value, const(shift, "int16", PAIR)) if shift else value)
 
 

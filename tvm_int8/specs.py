@@ -189,21 +189,21 @@ class WinogradConv2d(Conv2d):
     """A 3x3 convolution of stride 1 by products of transformed tiles (see `tvm_int8.winograd`).
 
     tile : outputs of a tile, (rows, columns), each of `winograd.OUTPUTS`
-    wide : positions in a transformed tile (row by row) whose products are of int16; the others' are of u8 and s8
-    shifted : narrow positions from whose data something is subtracted before they are rounded
+    wide : positions in a transformed tile (row by row) whose products are of int16; the others, which are *narrow*,
+        have products of int8
 
-    Constants, for u8 data: "weight" int8 [narrow positions, O, C] and "wide_weight" int16 [wide positions, O, C],
-    transformed; "input_offset" int16 [shifted positions, C], and "input_scale" int16 [narrow positions, C], fractions
-    of 2**15, by which transformed data become int8; "start" int32 [positions, O], which sums of products begin with;
-    "output_scale" float32 [positions, O], which takes them to the accumulators of a Conv2d; "bias" float32.  The data's
-    zero point is in `start`.  For float32 data: "weight" float32 [positions, O, C] and "bias".
+    For u8 data the zero point, `pad_value`, is subtracted first.  Transformed data of narrow positions are multiplied
+    by "input_scale" int16 [narrow positions, C], a fraction of 2**15, and then by one multiplier for all of a tile,
+    which takes the largest of them to 127 (`winograd.tile_multiplier`); outputs are divided by it.  Further constants:
+    "weight" int8 [narrow positions, O, C] and "wide_weight" int16 [wide positions, O, C], transformed; "output_scale"
+    float32 [positions, O], which takes sums of products to the accumulators of a Conv2d; "bias" float32.  For float32
+    data: "weight" float32 [positions, O, C] and "bias".
 
     The program's accumulator is float32.
     """
 
     tile: tuple[int, int] = (4, 4)
     wide: tuple[int, ...] = ()
-    shifted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

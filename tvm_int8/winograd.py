@@ -196,12 +196,24 @@ def result_weights(tile: tuple[int, int]) -> np.ndarray:
     return np.outer(rows, columns).ravel()
 
 
+def of_constant(tile: tuple[int, int]) -> np.ndarray:
+    """What a tile of ones becomes: float64 [positions]."""
+    rows, columns = (matrices(outputs).data.sum(1) for outputs in tile)
+    return np.outer(rows, columns).ravel()
+
+
+def result_means(tile: tuple[int, int]) -> np.ndarray:
+    """How much of each product goes into the outputs of a tile, on average: float64 [positions]."""
+    rows, columns = (matrices(outputs).result.mean(0) for outputs in tile)
+    return np.outer(rows, columns).ravel()
+
+
 # Integers
 
 
 def shift(tile: tuple[int, int]) -> int:
     """Bits that data are shifted to the left by before they are transformed, so that rounding them costs little."""
-    return {(2, 2): 0, (4, 4): 1}.get(tile, 3)
+    return 1 if tile == (4, 4) else 3
 
 
 def bounds(tile: tuple[int, int], low: int, high: int) -> np.ndarray:
@@ -221,20 +233,15 @@ def bounds(tile: tuple[int, int], low: int, high: int) -> np.ndarray:
     return np.ceil(np.array(found) + rounding).astype(np.int64)
 
 
-def of_constant(tile: tuple[int, int]) -> np.ndarray:
-    """What a tile of ones becomes: float64 [positions]."""
-    rows, columns = (matrices(outputs).data.sum(1) for outputs in tile)
-    return np.outer(rows, columns).ravel()
-
-
-def one_sided(tile: tuple[int, int]) -> tuple[int, ...]:
-    """Positions that add all data up, rather than compare them: one-sided where the data are, behind a ReLU."""
-    return tuple(np.flatnonzero(np.abs(of_constant(tile)) > 1.5).tolist())
-
-
 def multiply_high(a: np.ndarray, b) -> np.ndarray:
     """The product of int16 fractions of 2**15, rounded half up: `vpmulhrsw`; int32 arrays of int16 values."""
     return (a * b + (1 << 14)) >> 15
+
+
+def tile_multiplier(peak: np.ndarray) -> np.ndarray:
+    """What takes the largest magnitude of a tile to 127, as a fraction of 2**15: int32, rounded, 32767 at most."""
+    quotient = np.float32(127 << 15) / np.maximum(peak, 1).astype(np.float32)
+    return np.minimum(np.rint(quotient), 32767).astype(np.int32)
 
 
 class Integers:

@@ -257,6 +257,8 @@ def test_transformed_statistics_survive(tmp_path):
         (lambda d: d["transformed"]["relu"].pop("mean"), ["'relu'", "does not fit"]),
         (lambda d: d["transformed"]["relu"].pop("4x2"), ["'relu'", "does not fit"]),
         (lambda d: d["transformed"]["relu"]["4x4"]["power"].pop(), ["'relu'", "shape"]),
+        (lambda d: d["transformed"]["relu"]["4x2"].update(loudness=1.5), ["'relu'", "loudness 1.5"]),
+        (lambda d: d["transformed"]["relu"]["2x2"].pop("loudness"), ["'relu'", "does not fit"]),
     ],
 )
 def test_transformed_statistics_that_do_not_fit_are_refused(tmp_path, change, words):

@@ -57,6 +57,21 @@ def test_what_is_seen_is_what_convolutions_transform(shape, padding):
     assert seen.nonzero[0] < 0.8 < seen.nonzero[1]
 
 
+@pytest.mark.parametrize("kept", [1024, 200])
+def test_loudness_is_that_of_an_average_tile(monkeypatch, kept):
+    """Half of the maps at a tenth: about half the mean square, whichever tiles are kept."""
+    monkeypatch.setattr(transformed_statistics, "KEPT", kept)
+    loud = draw(4, 5, 24, 24)
+    every = seen_of(loud, loud / 10)
+    for tile in TILES:
+        reach = np.abs(np.concatenate([transformed(loud, tile=tile), transformed(loud / 10, tile=tile)], 2)).max(0)
+        expected = np.square((reach / reach.max(1, keepdims=True)).max(0)).mean()
+        assert every.tiles[tile].loudness == pytest.approx(
+            expected, rel=0.01 if kept > 1000 and tile == (4, 4) else 0.25
+        )
+        assert every.tiles[tile].loudness < 0.75 * seen_of(loud).tiles[tile].loudness < 0.75
+
+
 def test_zero_is_always_among_what_is_reached():
     """A map that is never zero: a sum of all pixels of a tile still begins at zero."""
     seen = seen_of(5 + np.zeros((1, 2, 8, 8), np.float32), paddings=[(0, 0, 0, 0)])

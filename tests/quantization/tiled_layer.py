@@ -54,13 +54,12 @@ class Layer:
 
     @cached_property
     def ranges(self):
-        """And centres."""
-        return data_ranges(self.seen.tiles[self.tile], self.tile, ENDS)
+        return data_ranges(self.seen.tiles[self.tile])
 
     @cached_property
     def noise(self) -> WinogradNoise:
         error, scale = np.rint(self.weight) - self.weight, np.ones(len(self.weight))
-        return predict_noise(self.weight, error, scale, self.seen, self.tile, self.ranges[0])
+        return predict_noise(self.weight, error, scale, self.seen, self.tile, self.ranges)
 
     def direct(self, data, weight):
         spec = winograd_spec(4, self.channels, 16, (24, 24), PADDING)
@@ -72,15 +71,14 @@ class Layer:
         return found
 
     def quantizer(self, wide, means=None):
-        ranges, centres = self.ranges
-        return quantize_transformed(self.weight, self.tile, wide, ranges, ENDS, centres, means)
+        return quantize_transformed(self.weight, self.tile, wide, self.ranges, ENDS, means)
 
     def tiled(self, wide, means=None):
         """Accumulators."""
         found = self.quantizer(wide, means)
-        options = {"tile": self.tile, "wide": wide, "shifted": found.shifted, "pad_value": 0}
-        spec = winograd_spec(4, self.channels, 16, (24, 24), PADDING, **options)
-        return winograd_conv2d.accumulate(spec, self.integers, Constants(**found.constants()))
+        spec = winograd_spec(4, self.channels, 16, (24, 24), PADDING, tile=self.tile, wide=wide, pad_value=0)
+        acc = winograd_conv2d.accumulate(spec, self.integers, Constants(**found.constants()))
+        return acc if found.correction is None else acc + found.correction.reshape(1, -1, 1, 1)
 
     def variance(self, values):
         """Of all output channels together, as predictions are."""

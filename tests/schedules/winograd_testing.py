@@ -11,7 +11,7 @@ RELU_U8 = Output("uint8", 0, 0, 255)
 
 def winograd_spec(
     n=1, c=16, o=16, hw=(8, 8), padding=(1, 1, 1, 1), tile=(4, 4), wide=(), dtype="uint8", output=RELU_U8,
-    operands=(), steps=None, pad_value=3, shifted=(),
+    operands=(), steps=None, pad_value=3,
 ):  # fmt: skip
     """A 3x3 convolution; wide: positions, or "all"."""
     out = hw[0] + padding[0] + padding[2] - 2, hw[1] + padding[1] + padding[3] - 2
@@ -21,7 +21,7 @@ def winograd_spec(
     return WinogradConv2d(
         "conv", (data, *extra), result, program, output, kernel=(3, 3), padding=padding,
         pad_value=pad_value if dtype == "uint8" else 0, tile=tile,
-        wide=tuple(range(winograd.positions(tile))) if wide == "all" else tuple(wide), shifted=shifted,
+        wide=tuple(range(winograd.positions(tile))) if wide == "all" else tuple(wide),
     )  # fmt: skip
 
 
@@ -40,8 +40,6 @@ def winograd_constants(spec, seed=0):
         bias,
         channels,
         wide_weight=rng.integers(-1000, 1001, (wide, o, c)).astype(np.int16),
-        input_offset=rng.integers(-30000, 30000, (len(spec.shifted), c)).astype(np.int16),
-        start=rng.integers(-(10**6), 10**6, (count, o)).astype(np.int32),
         input_scale=rng.integers(100, 32768, (count - wide, c)).astype(np.int16),
         output_scale=(rng.random((count, o)) * 1e-3).astype(np.float32),
     )

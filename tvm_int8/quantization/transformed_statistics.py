@@ -15,6 +15,8 @@ TILES: tuple[Tile, ...] = ((4, 4), (4, 2), (2, 2))
 DIGITS = 3  # of a statistic, significant: a table with all of them would be mostly this
 SAMPLED = 1 << 13  # tiles times channels looked at per batch, at most, unless these are fewer tiles than
 FEWEST_TILES = 16
+KEPT = 1024
+"""Tiles whose reach is kept, until it is known how far the loudest reach."""
 _OF_DATA = ("mean", "mean_square", "nonzero")
 _OF_TILES = ("low", "high", "power")
 
@@ -27,11 +29,14 @@ class TileStatistics:
     ----------
     low, high : the least and the largest, zero among them
     power : their mean square
+    loudness : float
+        How far a tile reaches, in any of its positions, relative to the loudest tile: mean square, 0 to 1.
     """
 
     low: np.ndarray
     high: np.ndarray
     power: np.ndarray
+    loudness: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +62,7 @@ class TransformedStatistics:
         """Return the statistics of the tensor with channel c divided by ``divisor[c]`` > 0."""
         square = divisor**2
         tiles = {
-            tile: TileStatistics(seen.low / divisor, seen.high / divisor, seen.power / square)
+            tile: TileStatistics(seen.low / divisor, seen.high / divisor, seen.power / square, seen.loudness)
             for tile, seen in self.tiles.items()
         }
         return TransformedStatistics(self.mean / divisor, self.mean_square / square, self.nonzero, tiles)
@@ -67,6 +72,7 @@ class TransformedStatistics:
         found: dict[str, Any] = {name: getattr(self, name).tolist() for name in _OF_DATA}
         for tile, seen in self.tiles.items():
             found[_name(tile)] = {name: getattr(seen, name).tolist() for name in _OF_TILES}
+            found[_name(tile)]["loudness"] = seen.loudness
         return found
 
     @classmethod
@@ -85,7 +91,10 @@ class TransformedStatistics:
         for tile in TILES:
             seen = {name: np.asarray(values[_name(tile)][name], np.float64) for name in _OF_TILES}
             _check(seen, (winograd.positions(tile), *shape), signed={"low"})
-            tiles[tile] = TileStatistics(**seen)
+            loudness = float(values[_name(tile)]["loudness"])
+            if not 0 <= loudness <= 1:
+                raise ValueError(f"loudness {loudness}, which is none of 0 to 1")
+            tiles[tile] = TileStatistics(**seen, loudness=loudness)
         return cls(**own, tiles=tiles)
 
 
@@ -142,6 +151,7 @@ class _TileObserver:
     def __init__(self, tile: Tile):
         self.tile = tile
         self._count, self._power = 0, np.zeros(())
+        self._reach = np.zeros((0, winograd.positions(tile)), np.float32)  # [tiles, positions], chosen by chance
         self._low = self._high = np.zeros(())
         self._generator = np.random.default_rng(0)
         rows, columns = (winograd.matrices(outputs).data for outputs in tile)
@@ -150,6 +160,7 @@ class _TileObserver:
     def update(self, values: np.ndarray, padding: tuple[int, int, int, int]) -> None:
         tiles = self._sample(winograd.tiles_of(values, self.tile, padding, 0))
         transformed = tiles.reshape(-1, self._transform.shape[0]) @ self._transform
+        self._keep(np.abs(transformed).reshape(len(tiles), -1, transformed.shape[1]).max(1))
         transformed = transformed.reshape(len(tiles), -1)  # [tiles, C * positions]
         self._count += len(tiles)
         self._power = self._power + np.einsum("ti,ti->i", transformed, transformed).astype(np.float64)
@@ -166,9 +177,22 @@ class _TileObserver:
         image, row, column = np.unravel_index(np.sort(chosen), (n, height, width))
         return tiles[image, :, row, column]
 
+    def _keep(self, reach: np.ndarray) -> None:
+        """Of all tiles seen so far every one is kept with the same chance (Vitter 1985, algorithm R)."""
+        free = KEPT - len(self._reach)
+        self._reach = np.concatenate([self._reach, reach[:free]])
+        seen = self._count + np.arange(free, len(reach))
+        place = self._generator.integers(0, seen + 1) if len(seen) else seen
+        self._reach[place[place < KEPT]] = reach[free:][place < KEPT]
+
+    def _loudness(self) -> float:
+        loudest = np.maximum(self._high, -self._low).reshape(-1, self._reach.shape[1]).max(0)
+        return float(np.square((self._reach / np.maximum(loudest, 1e-30)).max(1)).mean())
+
     def statistics(self) -> TileStatistics:
         found = self._low, self._high, self._power / self._count
-        return TileStatistics(*(_rounded(array.reshape(-1, winograd.positions(self.tile)).T) for array in found))
+        own = (_rounded(array.reshape(-1, winograd.positions(self.tile)).T) for array in found)
+        return TileStatistics(*own, loudness=float(_rounded(np.array(self._loudness()))))
 
 
 def _rounded(array: np.ndarray) -> np.ndarray:

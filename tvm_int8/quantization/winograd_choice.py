@@ -129,17 +129,14 @@ class TiledLayer:
         self, tile: Tile, wide: tuple[int, ...], seen: TransformedStatistics | None, rule: Ranges = data_ranges
     ) -> WinogradQuantizer:
         """Quantise it; without statistics, in units of the data's integers, all positions must be wide."""
-        ranges = centres = means = None
-        if seen is not None:
-            ranges, centres = rule(seen.tiles[tile], tile, self.ends)
-            means = seen.mean
-        found = quantize_transformed(self.weight, tile, wide, ranges, self.ends, centres, means)
-        return replace(found, correction=self.correction)
+        ranges, means = (None, None) if seen is None else (rule(seen.tiles[tile]), seen.mean)
+        found = quantize_transformed(self.weight, tile, wide, ranges, self.ends, means)
+        corrections = [c for c in (found.correction, self.correction) if c is not None]
+        return replace(found, correction=sum(corrections) if corrections else None)
 
     def noise(self, tile: Tile, seen: TransformedStatistics) -> WinogradNoise:
         """Predict it, with statistics as for `quantizer`."""
-        ranges, _ = data_ranges(seen.tiles[tile], tile, self.ends)
-        return predict_noise(self.weight, self.error, self.scale, seen, tile, ranges)
+        return predict_noise(self.weight, self.error, self.scale, seen, tile, data_ranges(seen.tiles[tile]))
 
     def way(self, tile: Tile, wide: tuple[int, ...], seen: TransformedStatistics, loss_db: float) -> WinogradWay:
         """Say how to quantise it, and what that costs."""

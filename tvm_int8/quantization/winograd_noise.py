@@ -3,7 +3,7 @@
     direct      w (x + e) + v x          e  rounding of the data     v  rounding of the weights
     tiles       A^T [ U (T + r + d) ] A  U, T  transformed weights and data, of x + e
                                          r  rounding in the transform, correlated between positions
-                                         d  rounding to 8 bits, in narrow positions only
+                                         d  rounding to 8 bits, in narrow positions only, in steps of a tile's own
 
 All are variances of the accumulators, summed over output channels with the squares of their scales.  The rounding of
 transformed weights is smaller by an order of magnitude than that of data to 8 bits, and none in wide positions.
@@ -20,9 +20,8 @@ import numpy as np
 
 from tvm_int8 import winograd
 from tvm_int8.quantization.transformed_statistics import Tile, TileStatistics, TransformedStatistics
+from tvm_int8.quantization.winograd_quantizer import reached
 
-HEADROOM = 1.15**2
-"""Square of how much farther than in calibration transformed data may reach without being clipped."""
 _ALIKE = 0.5
 """How alike the pixels under a kernel are: the share of an error of its weights that its sum makes."""
 _SAMPLES = 4096
@@ -63,42 +62,23 @@ class WinogradNoise:
         return tuple(range(len(order)))
 
 
-Ranges = Callable[[TileStatistics, Tile, tuple[int, int]], tuple[np.ndarray, np.ndarray]]
+Ranges = Callable[[TileStatistics], np.ndarray]
 """A rule like `data_ranges`."""
 
 
-def data_ranges(seen: TileStatistics, tile: Tile, ends: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Where transformed data are, for `winograd_quantizer.quantize_transformed`.
+def data_ranges(seen: TileStatistics) -> np.ndarray:
+    """How far transformed data reach, for `winograd_quantizer.quantize_transformed`: float64 [positions, C].
 
-    From either end that a channel reaches to the geometric mean with what any channel reaches: half of the scale moves
-    into the weights, as in SmoothQuant (Xiao et al. 2023, arXiv:2211.10438).  All of it would leave a channel no room
-    to be louder than in calibration, and clipping costs more than finer steps gain; hence `HEADROOM`, too.  Positions
-    that add all data up are one-sided behind a ReLU, and have a centre; the others have zero in the middle.
+    The geometric mean of what a channel reaches and of what any channel does: half of the scale moves into the weights,
+    as in SmoothQuant (Xiao et al. 2023, arXiv:2211.10438).
 
     Parameters
     ----------
     seen : TileStatistics
         In units of the data's integers.
-    tile : (rows, columns)
-    ends : (int, int)
-        Lowest and highest integer of the data, less their zero point.
-
-    Returns
-    -------
-    ranges, centres : float64 [positions, C]
     """
-    bounds = winograd.bounds(tile, *ends)[:, None]
-    below, above = (np.minimum(HEADROOM * end * _loudest(end), bounds**2) ** 0.5 for end in (-seen.low, seen.high))
-    ranges, centres = np.maximum(below, above), np.zeros_like(below)
-    one_sided = list(winograd.one_sided(tile))
-    ranges[one_sided] = ((above + below) / 2)[one_sided]
-    centres[one_sided] = ((above - below) / 2)[one_sided]
-    return ranges, centres
-
-
-def _loudest(reached: np.ndarray) -> np.ndarray:
-    """Of all channels, [positions, 1]."""
-    return reached.max(1, keepdims=True)
+    reach = np.maximum(-seen.low, seen.high)
+    return np.sqrt(reach * reach.max(1, keepdims=True))
 
 
 def predict_noise(
@@ -125,9 +105,8 @@ def predict_noise(
     square, power = scale**2, seen.tiles[tile].power
     transformed = winograd.transformed_weight(weight, tile)
     energy = np.einsum("poc,o->pc", transformed**2, square)
-    # The multiplier of a step finer than that of the data is clipped.
-    steps = np.maximum(ranges / 127, 1 / (1 << winograd.shift(tile)))
-    data = (energy * np.minimum(steps**2 / 12, power)).sum(1)
+    steps = reached(ranges, tile) / 127
+    data = (energy * np.minimum(steps**2 / 12 * seen.tiles[tile].loudness, power)).sum(1)
     peaks = np.stack([np.abs(u * step).max(1) / 127 for u, step in zip(transformed, steps, strict=True)])
     rounded = (peaks**2 @ square) / 12 * (power / steps**2).sum(1)
     by_channel = np.einsum("ocyx,o->c", weight**2, square)

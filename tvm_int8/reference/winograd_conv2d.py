@@ -52,33 +52,39 @@ class _Products(_Floats):
         return arithmetic.fma(value, scale, b)
 
 
-def quantized_data(spec, data, constants) -> tuple[np.ndarray, np.ndarray]:
-    """Transformed data as they are multiplied: int32 [narrow positions, N, C, ty, tx] of int8 values, [wide, ...]."""
-    tiles = winograd.tiles_of(data.astype(np.int32), spec.tile, spec.padding, spec.pad_value)
+def quantized_data(spec, data, constants) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Transformed data as they are multiplied, and the multiplier of every tile.
+
+    Returns
+    -------
+    narrow, wide : int32 [positions, N, C, ty, tx], the first of int8 values
+    multiplier : int32 [N, ty, tx], a fraction of 2**15
+    """
+    tiles = winograd.tiles_of(data.astype(np.int32), spec.tile, spec.padding, spec.pad_value) - spec.pad_value
     transformed = winograd.transformed_data(tiles << winograd.shift(spec.tile), spec.tile, winograd.Integers)
     assert np.abs(transformed).max(initial=0) < 1 << 15
-    wide, narrow = transformed[list(spec.wide)], [p for p in range(len(transformed)) if p not in spec.wide]
-    offset, scale = (
-        c.astype(np.int32)[:, None, :, None, None] for c in (constants.input_offset, constants.input_scale)
-    )
-    shifted = list(spec.shifted)
-    transformed[shifted] = np.clip(transformed[shifted] - offset, -(1 << 15), (1 << 15) - 1)
-    return np.clip(winograd.multiply_high(transformed[narrow], scale), -128, 127), wide
+    scale = constants.input_scale.astype(np.int32)[:, None, :, None, None]
+    scaled = winograd.multiply_high(transformed[narrow_positions(spec)], scale)
+    multiplier = winograd.tile_multiplier(np.abs(scaled).max((0, 2), initial=0))
+    narrow = winograd.multiply_high(scaled, multiplier[:, None])
+    return np.clip(narrow, -128, 127), transformed[list(spec.wide)], multiplier
 
 
-def integer_products(spec, data, constants) -> np.ndarray:
+def narrow_positions(spec) -> list[int]:
+    """All but the wide ones."""
+    return [p for p in range(winograd.positions(spec.tile)) if p not in spec.wide]
+
+
+def integer_products(spec, narrow, wide, constants) -> np.ndarray:
     """The int32 sums of products, [positions, N, O, ty, tx]."""
-    narrow, wide = quantized_data(spec, data, constants)
     found = np.zeros((len(narrow) + len(wide), narrow.shape[1], spec.result.shape[1], *narrow.shape[3:]), np.int32)
-    narrow_positions = [p for p in range(len(found)) if p not in spec.wide]
     for places, values, weight in (
-        (narrow_positions, narrow, constants.weight),
+        (narrow_positions(spec), narrow, constants.weight),
         (list(spec.wide), wide, constants.wide_weight),
     ):
         if places:
             # float64 holds the sums exactly
             total = np.einsum("pncyx,poc->pnoyx", values.astype(np.float64), weight.astype(np.float64), optimize=True)
-            total += constants.start[places][:, None, :, None, None]
             assert np.abs(total).max(initial=0) < 2.0**31
             found[places] = total.astype(np.int32)
     return found
@@ -95,22 +101,33 @@ def float_products(transformed: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 def accumulate(spec, data, constants) -> np.ndarray:
     """What the program starts from, float32 [N, O, H, W]."""
-    rows, columns = spec.tile
+    bias = None if constants.bias is None else constants.bias.reshape(1, -1, 1, 1).astype(F32)
     if data.dtype == np.float32:
         tiles = winograd.tiles_of(data, spec.tile, spec.padding, 0)
-        transformed = winograd.transformed_data(tiles, spec.tile, _Floats)
-        products = float_products(transformed, constants.weight)
-        terms, first = list(products), _Floats
-    else:
-        products = integer_products(spec, data, constants).astype(F32)
-        scale = constants.output_scale[:, None, :, None, None]
-        terms, first = list(zip(products, np.broadcast_to(scale, products.shape), strict=True)), _Products
+        found = _outputs(spec, float_products(winograd.transformed_data(tiles, spec.tile, _Floats), constants.weight))
+        return found if bias is None else found + bias
+    narrow, wide, multiplier = quantized_data(spec, data, constants)
+    products = integer_products(spec, narrow, wide, constants).astype(F32)
+    scale = np.broadcast_to(constants.output_scale[:, None, :, None, None], products.shape)
+    if not len(narrow):
+        found = _outputs(spec, products, scale)
+        return found if bias is None else found + bias
+    factor = multiplier.astype(F32)[:, None]
+    scale = scale.copy()
+    scale[list(spec.wide)] *= factor * F32(2.0**-15)  # outputs are divided by it, whatever they are sums of
+    gain = np.repeat(np.repeat(F32(2.0**15) / factor, spec.tile[0], 2), spec.tile[1], 3)
+    gain = gain[:, :, : spec.result.shape[2], : spec.result.shape[3]]
+    return arithmetic.fma(_outputs(spec, products, scale), gain, F32(0) if bias is None else bias)
+
+
+def _outputs(spec, products: np.ndarray, scale: np.ndarray | None = None) -> np.ndarray:
+    """Products [positions, N, O, ty, tx], times their scale, transformed back: [N, O, H, W]."""
+    terms, first = (list(products), _Floats) if scale is None else (list(zip(products, scale, strict=True)), _Products)
     outs = winograd.transform_products(spec.tile, terms.__getitem__, first, _Floats)
-    n, o, ty, tx = products.shape[1:]
     whole = np.stack([np.stack(row, -1) for row in outs], -2)  # [N, O, ty, tx, rows, columns]
+    n, o, ty, tx, rows, columns = whole.shape
     whole = whole.transpose(0, 1, 2, 4, 3, 5).reshape(n, o, ty * rows, tx * columns)
-    acc = whole[:, :, : spec.result.shape[2], : spec.result.shape[3]]
-    return acc if constants.bias is None else acc + constants.bias.reshape(1, -1, 1, 1).astype(F32)
+    return whole[:, :, : spec.result.shape[2], : spec.result.shape[3]]
 
 
 def evaluate(spec, inputs, constants) -> np.ndarray:

@@ -92,9 +92,7 @@ class Workload:
         if self.tile is None:
             return Conv2d(str(self), data, out, program, output, **geometry)
         wide = tuple(range(self.wide))  # which ones makes no difference to time
-        shifted = tuple(p for p in winograd.one_sided(self.tile) if integer and p not in wide)
-        tiles: dict[str, Any] = {"tile": self.tile, "wide": wide, "shifted": shifted}
-        return WinogradConv2d(str(self), data, out, program, output, **geometry, **tiles)
+        return WinogradConv2d(str(self), data, out, program, output, **geometry, tile=self.tile, wide=wide)
 
     @property
     def weight(self) -> tuple[int, int, int, int]:
