@@ -43,7 +43,7 @@ from tvm_int8.quantization.winograd_noise import Ranges, data_ranges
 from tvm_int8.quantization.winograd_quantizer import WinogradWay
 from tvm_int8.target import parse_target
 
-LIMITS_DB = (1.0, 3.0, 6.0, 8.0, 11.0)
+LIMITS_DB = (3.0, 6.0, 8.0, 10.0)
 
 
 def _reach(seen: TileStatistics) -> np.ndarray:
