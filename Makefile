@@ -3,8 +3,8 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-# Test files run in parallel, those with slow tests first, each on one thread: threads of two processes would wait for one
-# another. No test depends on how fast anything is. WORKERS=0 runs them one by one, in one process.
+# Test files run in parallel, those with slow tests first, each on one thread: threads of two processes would wait for
+# one another. No test depends on how fast anything is. WORKERS=0 runs them one by one, in one process.
 WORKERS ?= 2
 PYTEST_ARGS ?=
 PYTEST = $(if $(filter-out 0,$(WORKERS)),OMP_NUM_THREADS=1) \

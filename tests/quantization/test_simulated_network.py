@@ -19,6 +19,7 @@ from tvm_int8.passes.quantizers import Quantizers
 from tvm_int8.quantization.output_noise import OutputNoise, decibels
 from tvm_int8.quantization.simulated_network import SimulatedNetwork, effective_weight
 from tvm_int8.quantization.sqnr import sqnr_db
+from tvm_int8.schedules.registry import deliver
 
 op = relax.op
 pytestmark = pytest.mark.isa("avx512f")
@@ -206,7 +207,8 @@ def test_arranged_weights_are_those_of_a_kernel_built_with_them(plain, name):
     quantizer = replace(plain.network.quantizers.weights[name], correction=None)
     arranged = plain.simulated._pack_anew(name, quantizer)
     weight = effective_weight(plain.simulated._calls[name], quantizer, plain.simulated._current)
-    built = plain.simulated._built_anew(name, weight, None).constants
+    spec, constants = plain.simulated._orders[name]
+    built = deliver(spec, replace(constants, weight=weight), plain.simulated._cpu).constants
     for found, expected in zip(arranged, built, strict=True):
         np.testing.assert_array_equal(found.numpy(), expected)
     assert not np.array_equal(arranged[0].numpy(), plain.simulated._kernels[name].constants[0])
