@@ -32,6 +32,8 @@ GROUP_START = 5.0
 DATA = {2: 1.8, 4: 2.75}
 RESULT = {2: 1.9, 4: 2.3}
 """Transforms of one axis by its outputs: their product over both axes per position and vector of sixteen channels."""
+ROUNDING = 2.0
+"""Of transformed data to 8 bits, in steps that fit their tile, per narrow position and vector of sixteen channels."""
 FLOAT_DATA = 2.0
 """How much longer data take in float32, sixteen lanes instead of 32."""
 
@@ -73,6 +75,8 @@ def _winograd(spec: WinogradConv2d, cpu: Cpu) -> float:
     products = in_blocks * LANES * ((positions - wide) * step + wide * word_step) + positions * GROUP_START
     data, result = (math.prod(cost[outputs] for outputs in spec.tile) for cost in (DATA, RESULT))
     transforms = positions * halves * (in_blocks * data * (1 if integer else FLOAT_DATA) + out_blocks * result)
+    if integer:
+        transforms += (positions - wide) * halves * in_blocks * ROUNDING
     size = (positions + wide) * in_blocks * out_blocks * LANES**2 * (1 if integer else 4)
     epilogue = n * height * width * out_blocks * EPILOGUE
     fixed = FIXED + (FIXED_MIXED if 0 < wide < positions else 0.0)
