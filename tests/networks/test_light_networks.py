@@ -1,4 +1,7 @@
-"""The nine networks of ONNX's light model set, whole: INT8 at least as exact as ONNX Runtime's, FP32 like its FP32."""
+"""Networks of ONNX's light model set, whole: INT8 at least as exact as ONNX Runtime's, FP32 like its FP32.
+
+Three of the nine are not compiled: ResNet-50 and VGG are networks of the zoo, and ZFNet has the layers of AlexNet.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import pytest
 
 from benchmarks import metrics, peers
 from benchmarks.compare import FP32_TOLERANCE
-from benchmarks.light_models import LIGHT_MODELS, light_inputs, light_model
+from benchmarks.light_models import light_inputs, light_model
 from benchmarks.onnx_graph import logits_model
 
 pytest.importorskip("onnxruntime")
@@ -21,7 +24,7 @@ import tvm_int8
 QUICK = ("squeezenet", "shufflenet")
 FP32 = ("alexnet", "inception_v1", "squeezenet", "shufflenet")
 """What the zoo has in FP32 in another form is compiled in INT8 alone; these have LRN, or grouped pointwise layers."""
-NAMES = (*FP32, *(name for name in LIGHT_MODELS if name not in FP32))  # so that both tests of a network are neighbours
+NAMES = (*FP32, "densenet121", "inception_v2")  # so that both tests of a network are neighbours
 CALIBRATION, CHECKS = 16, 8
 MAC_OPERATORS = ("conv", "dense", "matmul", "gemm")
 CONCATENATIONS = {"squeezenet": 0, "inception_v1": 0, "inception_v2": 0, "densenet121": 4}
