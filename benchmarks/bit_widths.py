@@ -3,11 +3,13 @@
     python -m benchmarks.bit_widths net.onnx --calibration calibration.npy --test test.npy --labels labels.npy
     python -m benchmarks.bit_widths net.onnx --calibration c.npy --test t.npy --average 2 2.5 3 --json all.json
     python -m benchmarks.bit_widths net.onnx --calibration c.npy --test t.npy --widths 3 4 5 --average 4 --exhaustive
+    python -m benchmarks.bit_widths --plot docs/bit_widths.png resnet8.json resnet20.json
 
 The network is calibrated and measured once; every choice of widths is then simulated (`SimulatedNetwork`: what integers
 compute, but for the rounding of float32 sums) on the test inputs. Judged are the logits: a softmax at the end is left
 out. Size is that of the weights, packed; activations have 8 bits. The last lines say how small each way can be made
-within `--points` of FP32's accuracy, and how often bits that measure more SQNR are also more accurate.
+within `--points` of FP32's accuracy, and how often bits that measure more SQNR are also more accurate. `--per-channel`
+adds layers whose bits are shared among their output channels. `--plot` draws what earlier runs wrote with `--json`.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from benchmarks import onnx_graph
+from benchmarks import bit_widths_chart, onnx_graph
 from benchmarks.judge import Result, add_files, judge, load_batches
 from tvm_int8 import api
 from tvm_int8.config import QuantizationConfig
@@ -44,6 +47,7 @@ WAYS = (
     ("optimal", "sensitivity"),
 )
 """Method and weighting."""
+PER_CHANNEL = "optimal, per channel"
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Point:
     seconds : float
         What choosing took, measurements of choices among it; not those of layers.
     bits : str
-        A digit per layer.
+        A digit per layer; averages over channels where these differ.
     """
 
     way: str
@@ -103,9 +107,18 @@ class Sweep:
         self.allocator = BitAllocator(quantized, widths, progress=False)
         self.noises: list[NoiseByBits] = self.allocator.weight_noise()
         self.seconds = time.perf_counter() - start
+        self.channel_seconds = 0.0
         self.count = sum(noise.count for noise in self.noises)
         self.allocator.network.apply(None)
         self.reference = self._outputs()
+
+    @cached_property
+    def shared(self) -> list[NoiseByBits]:
+        """Layers with their bits shared among output channels."""
+        start = time.perf_counter()
+        found = [own.shared(noise) for own, noise in zip(self.allocator.channel_noise(), self.noises, strict=True)]
+        self.channel_seconds = time.perf_counter() - start
+        return found
 
     def _outputs(self) -> list[list[np.ndarray]]:
         network = self.allocator.network
@@ -116,22 +129,25 @@ class Sweep:
         """The reference's own accuracy."""
         return judge(self.reference, self.reference, self.labels)
 
-    def point(self, method: str, weighting: str, average: float) -> Point | None:
+    def point(self, method: str, weighting: str, average: float, per_channel: bool = False) -> Point | None:
         """Allocate and judge; None where nothing fits."""
-        search = BitSearch(self.allocator, items_of(self.noises, weighting), progress=False)
+        noises = self.shared if per_channel else self.noises
+        search = BitSearch(self.allocator, items_of(noises, weighting), progress=False)
         start = time.perf_counter()
         found = search.within(method, average * self.count)
         seconds = time.perf_counter() - start
         if found is None:
             return None
-        self.allocator.network.apply(self.allocator.quantizers_of(found.widths))
+        chosen = [item.widths(bits) for item, bits in zip(search.items, found.widths, strict=True)]
+        self.allocator.network.apply(self.allocator.quantizers_of(chosen))
         result = judge(self.reference, self._outputs(), self.labels)
         bits, predicted = (
             search.bits(found),
-            search.base + total_noise(items_of(self.noises, "sensitivity"), found.widths),
+            search.base + total_noise(items_of(noises, "sensitivity"), found.widths),
         )
+        way = method if weighting == "sensitivity" else f"{method} ({weighting})"
         return Point(
-            method if weighting == "sensitivity" else f"{method} ({weighting})",
+            PER_CHANNEL if per_channel else way,
             bits / self.count,
             bits / 8,
             decibels(predicted),
@@ -140,16 +156,18 @@ class Sweep:
             result.accuracy,
             result.equal_decisions,
             seconds,
-            "".join(map(str, found.widths)),
+            " ".join(f"{b:.2f}" for b in found.widths) if per_channel else "".join(f"{b:.0f}" for b in found.widths),
         )
 
-    def points(self, averages: Sequence[float], exhaustive: bool) -> Iterator[Point]:
+    def points(self, averages: Sequence[float], exhaustive: bool, per_channel: bool = False) -> Iterator[Point]:
         """All ways at all averages; equal bits at whole ones only."""
-        ways = (*WAYS, ("exhaustive", "sensitivity")) if exhaustive else WAYS
+        ways = [(*way, False) for way in WAYS]
+        ways += [("exhaustive", "sensitivity", False)] if exhaustive else []
+        ways += [("optimal", "sensitivity", True)] if per_channel else []
         for average in averages:
-            for method, weighting in ways:
+            for method, weighting, shared in ways:
                 if method != "equal" or average == int(average):
-                    point = self.point(method, weighting, average)
+                    point = self.point(method, weighting, average, shared)
                     if point is not None:
                         yield point
 
@@ -165,14 +183,7 @@ def smallest(points: Sequence[Point], least_accuracy: float) -> dict[str, Point]
 
 def rank_correlation(points: Sequence[Point]) -> float:
     """Spearman's, of SQNR measured on calibration inputs and accuracy on the test's."""
-    columns = [[p.measured_db for p in points], [p.accuracy for p in points]]
-    ranks = [_ranks(np.array(column, np.float64)) for column in columns]
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Places in ascending order; the mean place among equals."""
-    return np.array([(values < value).sum() + ((values == value).sum() - 1) / 2 for value in values])
+    return bit_widths_chart.rank_correlation([(p.measured_db, p.accuracy or 0.0) for p in points])
 
 
 def row(point: Point) -> str:
@@ -186,6 +197,7 @@ def row(point: Point) -> str:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bit_widths", description=(__doc__ or "").split("\n")[0])
     add_files(parser)
+    parser.add_argument("--per-channel", action="store_true", help="also share layers' bits among output channels")
     parser.add_argument("--count", type=int, default=256, help="calibration batches, at most (default 256)")
     parser.add_argument("--average", type=float, nargs="+", default=AVERAGES, help="bits per weight to allocate")
     parser.add_argument("--widths", type=int, nargs="+", default=tuple(range(1, 9)), help="bits that layers can have")
@@ -196,7 +208,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table of one network."""
+    """Print the table of one network, or draw what is in files."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == ["--plot"]:
+        bit_widths_chart.write(Path(given[1]), [json.loads(Path(path).read_text()) for path in given[2:]])
+        return 0
     arguments = _arguments(argv)
     model = onnx_graph.logits_model(onnx.load(arguments.model))
     calibration, test = load_batches(arguments.calibration, model), load_batches(arguments.test, model)
@@ -208,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     columns = ["", "bits", "KiB", "predicted dB", "measured dB", "test dB", "accuracy", "s", "bits per layer"]
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     points = []
-    for point in sweep.points(arguments.average, arguments.exhaustive):
+    for point in sweep.points(arguments.average, arguments.exhaustive, arguments.per_channel):
         points.append(point)
         print(row(point), flush=True)
     if arguments.json is not None:
@@ -221,6 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if "equal" in best:
                 saved = f": {1 - point.size_bytes / best['equal'].size_bytes:.0%} smaller than equal bits"
             print(f"\n{way}: {point.average_bits:.2f} bits within {arguments.points} points{saved}")
+        print(f"\nchannels measured in {sweep.channel_seconds:.1f} s")
         print(f"\nrank correlation of SQNR and accuracy: {rank_correlation(points):.2f} ({len(points)} choices)")
     return 0
 

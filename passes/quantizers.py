@@ -366,6 +366,10 @@ class QuantizerChoice:
             return pixels.mean(mean)
         return mean if divisor is None else mean / divisor
 
+    def importance(self, call: relax.Call, chosen: Quantizers) -> np.ndarray | None:
+        """The mean square of what each weight of a convolution meets, broadcastable to it; None: not known."""
+        return self._importance(call, chosen.divisor(call))
+
     def _importance(self, call: relax.Call, divisor: np.ndarray | None) -> np.ndarray | None:
         """The mean square of what each weight meets, broadcastable to the weight; None where it is not known."""
         seen = self.table.get(call.args[0].name)

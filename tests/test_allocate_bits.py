@@ -151,6 +151,70 @@ def test_the_papers_weighting_counts_noise_of_weights_alone():
     assert small.bits > large.bits
 
 
+# Output channels
+
+
+def test_channels_have_bits_of_their_own():
+    for average in (3, 5):
+        found, plain = (allocated(average_bits=average, per_channel=shares) for shares in (True, False))
+        assert found.average_bits <= average
+        assert found.measured_sqnr_db >= plain.measured_sqnr_db
+        assert compiled_db(found) == pytest.approx(found.measured_sqnr_db, abs=1.0)
+    mixed = [row for row in found.weights if row.channel_bits is not None]
+    assert mixed
+    for row in mixed:
+        assert row.bits == pytest.approx(np.mean(row.channel_bits))
+        per_channel = row.count // len(row.channel_bits)
+        sizes = [-(-per_channel * row.channel_bits.count(bits) * bits // 8) for bits in set(row.channel_bits)]
+        assert row.size_bytes == sum(sizes)
+
+
+def test_channels_survive_files(tmp_path):
+    found = allocated(average_bits=5, per_channel=True)
+    found.save(tmp_path / "bits.json")
+    assert BitAllocation.load(tmp_path / "bits.json") == found
+    config = QuantizationConfig(bits=found)
+    assert QuantizationConfig.from_dict(config.to_dict()) == config
+    average = next(f"{row.bits:.2f}" for row in found.weights if row.channel_bits is not None)
+    assert average in str(found)
+
+
+def test_mixed_weights_are_stored_at_their_widths(tmp_path):
+    """And compute the same packed and unpacked."""
+    module = compiled(allocated(average_bits=5, per_channel=True))
+    sizes = []
+    for packs in (True, False):
+        module.export(tmp_path / "net.so", pack_weights=packs)
+        loaded = tvm_int8.load(tmp_path / "net.so")
+        np.testing.assert_array_equal(outputs(loaded), outputs(module))
+        sizes.append([row.weight_bits for row in loaded.report if row.weight_bits is not None])
+    assert any(bits != int(bits) for bits in sizes[0])
+    assert not sizes[1]
+
+
+def test_channels_are_rounded_as_in_a_layer_of_their_width():
+    """Measured weights are put together from those of equal bits, compiled ones rounded at once."""
+    allocator = measured().allocator
+    widths = {"/conv2": [2, 8, 3, 7, 4, 4, 6, 1]}
+    config = QuantizationConfig(bits={**widths, "*": 8})
+    quantized = tvm_int8.quantize(network(), inputs(), config, progress=False)
+    (name,) = (name for name, layer in allocator.layers.items() if layer == "/conv2")
+    mine, other = allocator.weights(name, tuple(widths["/conv2"])), quantized.quantizers.weights[name]
+    few = [0, 2, 4, 5, 6, 7]
+    assert (mine.channel_bits, mine.bits) == (other.channel_bits, other.bits) == (tuple(widths["/conv2"]), 1)
+    np.testing.assert_array_equal(mine.values[few], other.values[few])
+    np.testing.assert_allclose(mine.scale, other.scale, rtol=1e-6)
+    reach = np.abs(mine.values).reshape(8, -1).max(1)
+    assert (reach <= [4, 127, 8, 63, 16, 16, 64, 2]).all()
+
+
+@pytest.mark.parametrize("bits", [[4, 4], [4] * 9])
+def test_as_many_widths_as_channels(bits):
+    config = QuantizationConfig(bits={"/conv2": bits})
+    with pytest.raises(ConfigError, match=r"layer '/conv2': \d widths; expected 8"):
+        tvm_int8.quantize(network(), inputs(), config, progress=False)
+
+
 # Activations
 
 
@@ -224,6 +288,9 @@ def test_it_draws_a_picture(tmp_path):
         ({"max_size_bytes": 4000, "activation_bits": None}, "max_size_bytes"),
         ({"average_bits": 4, "quantization": QuantizationConfig(bits={"a": 4})}, "without bits"),
         ({"average_bits": 4, "quantization": None}, "without bits"),
+        ({"average_bits": 4, "per_channel": 1}, "per_channel"),
+        ({"average_bits": 4, "per_channel": True, "method": "equal"}, "method='equal'"),
+        ({"average_bits": 4, "per_channel": True, "quantization": {"per_channel_weights": False}}, "one scale"),
     ],
 )
 def test_options_that_make_no_sense(options, message):

@@ -21,6 +21,7 @@ from tvm_int8.quantization.bit_allocator import BitAllocator
 from tvm_int8.quantization.bit_budget import METHODS, Goal, Item, Widths
 from tvm_int8.quantization.bit_search import WEIGHTINGS, BitSearch, Found, items_of
 from tvm_int8.quantization.bit_widths import BitWidths
+from tvm_int8.quantization.channel_noise import ChannelNoise
 from tvm_int8.quantization.layer_noise import NoiseByBits
 from tvm_int8.quantization.mixed_precision import layers_for_sqnr
 from tvm_int8.quantization.output_noise import decibels
@@ -41,6 +42,7 @@ def allocate_bits(
     weighting: str = "sensitivity",
     activation_bits: float | None = 8,
     widths: Collection[int] = ALL_WIDTHS,
+    per_channel: bool = False,
     quantization: QuantizationConfig | Mapping | str = api.DEFAULT,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     input_dtype: str | None = None,
@@ -76,6 +78,10 @@ def allocate_bits(
         the weights, a value counts as much as a weight (the paper's problem; not with `max_size_bytes`).
     widths : collection of int
         Bits that can be chosen from, 1 to 8.
+    per_channel : bool
+        Share each layer's bits among its output channels, by what noise of theirs does to the outputs; kept where that
+        measures better than bits by layer. Not for ``"equal"`` and ``"exhaustive"``, nor with one scale for all
+        channels.
     quantization : QuantizationConfig, dict of its options or name of a preset
         How the network is quantised otherwise; give `compile` the same, with ``bits``.
 
@@ -105,10 +111,11 @@ def allocate_bits(
     if config is None or config.bits is not None:
         found = f"quantization={quantization!r}"
         raise ConfigError("allocate_bits", found, "options of quantisation, without bits", "leave these out")
+    _check_per_channel(per_channel, method, config)
     config = replace(config, bits=BitWidths(), max_slowdown=0.0, min_sqnr_db=None)
     inputs = api.Inputs(input_shapes, input_dtype, input_mean, input_std)
     quantized, _ = api.quantize_for_measuring(model, calibration, config, inputs, progress)
-    request = Request(goal, wanted, method, weighting, activation_bits, chosen)
+    request = Request(goal, wanted, method, weighting, activation_bits, chosen, per_channel)
     return Allocations(quantized, chosen, progress).allocate(request)
 
 
@@ -122,6 +129,7 @@ class Request:
     weighting: str = "sensitivity"
     activation_bits: float | None = 8
     widths: tuple[int, ...] = ALL_WIDTHS
+    per_channel: bool = False
 
 
 class Allocations:
@@ -149,6 +157,11 @@ class Allocations:
     def weights(self) -> list[NoiseByBits]:
         """Noise of the layers' weights."""
         return self.allocator.weight_noise()
+
+    @cached_property
+    def channels(self) -> list[ChannelNoise]:
+        """Noise of the layers' output channels."""
+        return self.allocator.channel_noise()
 
     @cached_property
     def activations(self) -> list[NoiseByBits]:
@@ -184,8 +197,21 @@ class Allocations:
         return replace(found, weights=tuple(ordered))
 
     def _allocate(self, request: Request) -> BitAllocation:
-        joint = request.activation_bits is None
         weights = [_restricted(noise, request.widths) for noise in self.weights]
+        found = self._allocate_layers(request, weights)
+        if not request.per_channel:
+            return found
+        shared = [own.shared(noise) for own, noise in zip(self.channels, weights, strict=True)]
+        try:
+            other = self._allocate_layers(request, shared)
+        except ConfigError:  # by layer the goal was reached
+            return found
+        if request.goal == "target_sqnr_db":
+            return other if other.size_bytes < found.size_bytes else found
+        return other if other.measured_sqnr_db > found.measured_sqnr_db else found
+
+    def _allocate_layers(self, request: Request, weights: list[NoiseByBits]) -> BitAllocation:
+        joint = request.activation_bits is None
         activations = []
         if request.activation_bits != 8:
             activations = [_restricted(noise, request.widths) for noise in self.activations]
@@ -195,7 +221,7 @@ class Allocations:
         else:
             search = BitSearch(self.allocator, items, _activation_widths(own, request), progress=self.progress)
         found = _found(search, request)
-        values = found.widths[len(weights) :] if joint else (search.activations or [])
+        values = found.widths[len(weights) :] if joint else (search.activations or ())
         chosen = zip([*weights, *activations] if joint else weights, found.widths, strict=True)
         predicted = search.base + sum(noise.output[bits] for noise, bits in chosen)
         return BitAllocation(
@@ -246,9 +272,10 @@ def _found(search: BitSearch, request: Request) -> Found:
     raise ConfigError(where, repr(request.wanted), expected, "allow more, or fewer bits in widths")
 
 
-def _row(noise: NoiseByBits, bits: int) -> LayerBits:
-    own, output = decibels(noise.own[bits]), decibels(noise.output[bits])
-    return LayerBits(noise.name, noise.count, bits, own, output, noise.kappa)
+def _row(noise: NoiseByBits, bits: float) -> LayerBits:
+    own, output, channels = decibels(noise.own[bits]), decibels(noise.output[bits]), noise.channels.get(bits)
+    whole = bits if channels else int(bits)
+    return LayerBits(noise.name, noise.count, whole, own, output, noise.kappa, channels)
 
 
 def _weight_counts(quantized: Quantization) -> dict[str, int]:
@@ -278,6 +305,15 @@ def _checked_widths(widths: Collection[int]) -> tuple[int, ...]:
     if not chosen or not all(type(bits) is int and bits in ALL_WIDTHS for bits in chosen):
         raise invalid("widths", widths, "some whole numbers from 1 to 8")
     return chosen
+
+
+def _check_per_channel(per_channel: bool, method: str, config: QuantizationConfig) -> None:
+    if not isinstance(per_channel, bool):
+        raise invalid("per_channel", per_channel, "True or False")
+    if per_channel and method in ("equal", "exhaustive"):
+        raise invalid("per_channel", per_channel, f"False with method={method!r}")
+    if per_channel and not config.per_channel_weights:
+        raise invalid("per_channel", per_channel, "False with one scale for all channels (per_channel_weights=False)")
 
 
 def _check_activation_bits(value: float | None, goal: str, widths: Sequence[int]) -> None:

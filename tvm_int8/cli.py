@@ -17,6 +17,7 @@ import numpy as np
 
 import tvm_int8
 
+from .cli_allocate import add_allocate
 from .cli_analyze import add_analyze
 from .cli_config import add_config, config_of
 from .cli_finetune import add_finetune
@@ -73,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     for add in (_add_compile, _add_run, _add_inspect, _add_calibrate):
         add(commands)
     add_quantize(commands, _add_model, add_config, _inputs)
+    add_allocate(commands, _add_model, add_config, _inputs, _positive)
     add_finetune(commands, _add_model, add_config, _inputs, _positive)
     add_analyze(commands, _add_model, add_config, _inputs, _positive)
     add_tune(commands, _add_model, _inputs, _positive)
@@ -94,6 +96,7 @@ def _add_compile(commands: Any) -> None:
         "--calibration", metavar="FILE", help=".npz or .npy with typical inputs, or the table that calibrate wrote"
     )
     add_config(parser)
+    parser.add_argument("--bits", metavar="BITS.json", help="what allocate wrote; by default 8 for all")
     parser.add_argument("--float32", action="store_true", help="do not quantise")
     parser.add_argument("--threads", type=_positive, metavar="N", help="threads to run on; by default all cores")
     parser.add_argument(
@@ -156,7 +159,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _compile(options: argparse.Namespace) -> None:
-    config = config_of(options)
+    bits = {} if options.bits is None else {"bits": tvm_int8.BitAllocation.load(options.bits)}
+    config = config_of(options, **bits)
     if options.float32 and (options.calibration or config):
         found = "with --calibration or options of quantisation"
         raise ConfigError("--float32", found, "one or the other", "leave one out")

@@ -29,7 +29,7 @@ def random_items(seed, count=5, widths=range(1, 7)):
 def model_items(counts, kappa=5.0, gains=None, widths=range(1, 17)):
     gains = gains or [1.0] * len(counts)
     noise = [{b: g * 10 ** (-kappa * b / 10) for b in widths} for g in gains]
-    return [Item(str(i), c, n, kappa, g) for i, (c, n, g) in enumerate(zip(counts, noise, gains, strict=True))]
+    return [Item(str(i), c, n) for i, (c, n) in enumerate(zip(counts, noise, strict=True))]
 
 
 def combinations(items):
@@ -90,7 +90,7 @@ def test_the_papers_difference_of_bits():
 def test_the_closed_form_knows_gains_and_efficiencies():
     loud, quiet = closed_form(model_items([100, 100], 5.0, [10.0, 0.1]), Goal(budget=200 * 6))
     assert loud - quiet == 4
-    weak, strong = (Item("", 100, {b: 10 ** (-k * b / 10) for b in range(1, 17)}, k) for k in (3.0, 6.0))
+    weak, strong = (Item("", 100, {b: 10 ** (-k * b / 10) for b in range(1, 17)}) for k in (3.0, 6.0))
     widths = closed_form([weak, strong], Goal(allowed=1e-3))
     assert widths[0] in (2 * widths[1] - 1, 2 * widths[1], 2 * widths[1] + 1)
 

@@ -24,6 +24,14 @@ def test_activations_by_tensor_or_layer():
     assert widths.weight("stem") == 8
 
 
+def test_output_channels():
+    config = QuantizationConfig(bits={"a": [4, 2, 8], "*": 5})
+    assert config.bits.weight("a") == (4, 2, 8)
+    assert config.bits.weight("b") == 5
+    assert QuantizationConfig.from_dict(config.to_dict()) == config
+    assert hash(config) == hash(QuantizationConfig.from_dict(config.to_dict()))
+
+
 def test_it_survives_a_dict():
     config = QuantizationConfig(bits={"weights": {"a": 3}, "activations": {"b": 5}})
     assert config.bits == BitWidths((("a", 3),), (("b", 5),))
@@ -38,6 +46,7 @@ def test_names_that_match_nothing():
 
 
 NO_WIDTHS = [4, "best", {"a": 0}, {"a": 33}, {"a": 4.0}, {"a": True}, {1: 4}, {"": 4}, [("a", 4)]]
+NO_WIDTHS += [{"a": []}, {"a": [4, 9]}]
 
 
 @pytest.mark.parametrize("given", NO_WIDTHS)

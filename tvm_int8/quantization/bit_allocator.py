@@ -11,7 +11,8 @@ from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import const_value
 from tvm_int8.passes.quantization_plan import plan_quantization
 from tvm_int8.passes.quantizers import QuantizerChoice, Quantizers
-from tvm_int8.quantization.bit_budget import Widths
+from tvm_int8.quantization.bit_widths import WeightBits
+from tvm_int8.quantization.channel_noise import ChannelNoise, measure_channels
 from tvm_int8.quantization.layer_noise import (
     NoiseByBits,
     WeightsByBits,
@@ -96,6 +97,13 @@ class BitAllocator:
         found = measure_weights(self.weights, self.layers, self.measured_widths, self.noise, self.progress)
         return [noise.at(self.widths) for noise in found]
 
+    def channel_noise(self) -> list[ChannelNoise]:
+        """Of all layers' output channels."""
+        self.network.apply(None)
+        batches = self.quantized.reference.batches
+        args = self.weights, self.layers, self.measured_widths, self.network, batches
+        return measure_channels(*args, self.progress)
+
     def activation_noise(self) -> list[NoiseByBits]:
         """Of all tensors, measured."""
         self.network.apply(None)
@@ -109,10 +117,10 @@ class BitAllocator:
         )
         return [noise.at(self.widths) for noise in found]
 
-    def reached(self, weights: Widths | None, activations: Widths | None = None) -> float:
+    def reached(self, weights: Sequence[WeightBits] | None, activations: Sequence[int] | None = None) -> float:
         """Noise power over signal power at the outputs with these widths.
 
-        weights : of the layers, in order; None leaves them in FP32.
+        weights : of the layers, or of every output channel of them, in order; None leaves them in FP32.
         activations : of `points`, in order; None for 8 bits everywhere.
         """
         key = tuple(weights or ()), tuple(activations or ())
@@ -121,7 +129,9 @@ class BitAllocator:
             self._known[key] = self.noise.measure()
         return self._known[key]
 
-    def quantizers_of(self, weights: Widths | None, activations: Widths | None = None) -> Quantizers:
+    def quantizers_of(
+        self, weights: Sequence[WeightBits] | None, activations: Sequence[int] | None = None
+    ) -> Quantizers:
         """What rounds with these widths; parameters as for `reached`."""
         rounded = dict(self.quantizers.activations)
         for point, bits in zip(self.points, activations or (), strict=False):

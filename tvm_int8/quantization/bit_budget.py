@@ -10,15 +10,20 @@ roundings add up. This is Lin et al., *Fixed point quantization of deep convolut
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from tvm_int8.quantization.bit_widths import WeightBits
 from tvm_int8.quantization.choice_knapsack import solve
+from tvm_int8.quantization.closed_form import FRACTIONS, RealWidths
 
-Widths = list[int]
+ROUNDING = 1e-12
+"""Of sums of floats."""
+Widths = list[float]
+"""Bits per weight: whole numbers, but for layers whose output channels differ."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +35,20 @@ class Item:
     name : str
     count : int
         How many values: what a bit more costs.
-    noise : mapping of int to float
+    noise : mapping of float to float
         Bits to noise power over signal power; not necessarily falling.
-    kappa, gain : float
-        Quantisation efficiency, in dB per bit, and what noise of the item counts at the outputs: the closed form's
-        model of `noise`, ``gain * 10 ** (-kappa * bits / 10)``.
+    channels : mapping of float to tuple of int
+        Bits to those of every output channel, where channels differ: then bits are their average.
     """
 
     name: str
     count: int
-    noise: Mapping[int, float]
-    kappa: float = 6.0
-    gain: float = 1.0
+    noise: Mapping[Any, float]
+    channels: Mapping[float, tuple[int, ...]] = field(default_factory=dict)
+
+    def widths(self, bits: float) -> WeightBits:
+        """Whole numbers: of all weights, or of every output channel."""
+        return self.channels.get(bits, int(bits))
 
 
 @dataclass(frozen=True)
@@ -54,12 +61,12 @@ class Goal:
     def reached(self, items: Sequence[Item], widths: Widths) -> bool:
         """Whether a choice stays within the limit."""
         if self.budget is not None:
-            return total_bits(items, widths) <= self.budget
+            return total_bits(items, widths) <= self.budget * (1 + ROUNDING)
         assert self.allowed is not None
         return total_noise(items, widths) <= self.allowed
 
 
-def total_bits(items: Sequence[Item], widths: Widths) -> int:
+def total_bits(items: Sequence[Item], widths: Widths) -> float:
     """All bits of a choice."""
     return sum(item.count * bits for item, bits in zip(items, widths, strict=True))
 
@@ -82,32 +89,20 @@ def equal(items: Sequence[Item], goal: Goal) -> Widths | None:
 
 
 def closed_form(items: Sequence[Item], goal: Goal) -> Widths | None:
-    """The paper's: noises in proportion to sizes, widths rounded.
-
-    Lagrange's condition for widths that are real numbers makes ``kappa_i * noise_i`` proportional to ``rho_i``, hence
-    ``b_i - b_j = (10 / kappa) log10(rho_j / rho_i)`` for equal efficiencies (equation 12). The constant of proportion
-    is the one with which the rounded widths just reach the goal.
-    """
-    ratios = np.array([item.count / (item.kappa * item.gain) for item in items])
-    kappas = np.array([item.kappa for item in items])
-
-    def rounded(level_db: float) -> Widths:
-        real = (level_db - 10 * np.log10(ratios)) / kappas
-        return [_nearest(item, math.floor(bits + 0.5)) for item, bits in zip(items, real, strict=True)]
-
-    most = max(max(item.noise) for item in items) + 1
-    ends = [10 * np.log10(ratios) + kappas * bits for bits in (0, most)]
-    low, high = float(ends[0].min()), float(ends[1].max())
-    enough = goal.allowed is not None  # then levels that are high enough are good, else those that are low enough
-    if not goal.reached(items, rounded(high if enough else low)):
-        return None
-    while high - low > 1e-3:
-        middle = (low + high) / 2
-        if goal.reached(items, rounded(middle)) == enough:
-            high = middle
-        else:
-            low = middle
-    return rounded(high if enough else low)
+    """The paper's: noises in proportion to sizes; real numbers first, then rounded, see `RealWidths`."""
+    real = RealWidths(np.array([item.count for item in items]), [item.noise for item in items])
+    best: tuple[float, Widths] | None = None
+    for fraction in FRACTIONS:
+        found = real.just(fraction, lambda widths: goal.reached(items, widths), goal.allowed is not None)
+        if found is None:
+            continue
+        widths = [_nearest(item, bits) for item, bits in zip(items, found, strict=True)]
+        if goal.budget is not None:
+            _spend(items, widths, goal)
+        value = total_noise(items, widths) if goal.budget is not None else total_bits(items, widths)
+        if best is None or value < best[0]:
+            best = value, widths
+    return None if best is None else best[1]
 
 
 def greedy(items: Sequence[Item], goal: Goal) -> Widths | None:
@@ -126,10 +121,15 @@ def greedy(items: Sequence[Item], goal: Goal) -> Widths | None:
     while not goal.reached(items, widths):
         if not down.take(lambda: True):
             return None
+    _spend(items, widths, goal)
+    return widths
+
+
+def _spend(items: Sequence[Item], widths: Widths, goal: Goal) -> None:
+    """What is left of a budget, a step at a time where it lowers noise most for its bits."""
     up = _Steps(items, widths, 1)
     while up.take(lambda: goal.reached(items, widths)):
         pass
-    return widths
 
 
 class _Steps:
@@ -160,7 +160,8 @@ class _Steps:
 def optimal(items: Sequence[Item], goal: Goal) -> Widths | None:
     """The exact optimum of the additive model, see `choice_knapsack`."""
     if goal.budget is not None:
-        return solve([{b: (float(i.count * b), i.noise[b]) for b in i.noise} for i in items], goal.budget)
+        budget = goal.budget * (1 + ROUNDING)
+        return solve([{b: (float(i.count * b), i.noise[b]) for b in i.noise} for i in items], budget)
     assert goal.allowed is not None
     return solve([{b: (i.noise[b], float(i.count * b)) for b in i.noise} for i in items], goal.allowed)
 
@@ -174,5 +175,5 @@ METHODS: Mapping[str, Callable[[Sequence[Item], Goal], Widths | None]] = {
 """Each takes items and a goal, and returns a width per item, or None where none reaches the goal."""
 
 
-def _nearest(item: Item, bits: int) -> int:
+def _nearest(item: Item, bits: float) -> float:
     return min(item.noise, key=lambda own: (abs(own - bits), own))

@@ -28,9 +28,7 @@ WEIGHTINGS = ("sensitivity", "sqnr")
 
 def items_of(noises: Sequence[NoiseByBits], weighting: str) -> list[Item]:
     """What is to be allocated: by noise at the outputs ("sensitivity"), or of its own ("sqnr", as in the paper)."""
-    if weighting == "sqnr":
-        return [Item(n.name, n.count, n.own, n.kappa) for n in noises]
-    return [Item(n.name, n.count, n.output, n.kappa, n.gain) for n in noises]
+    return [Item(n.name, n.count, n.own if weighting == "sqnr" else n.output, n.channels) for n in noises]
 
 
 @dataclass(frozen=True)
@@ -65,15 +63,17 @@ class BitSearch:
     ):
         self.allocator, self.items, self.activations, self.joint = allocator, list(items), activations, joint
         self.progress = progress
-        self.base = 0.0 if joint else allocator.reached(None, activations)
+        rounded = None if activations is None else [int(bits) for bits in activations]
+        self.base = 0.0 if joint else allocator.reached(None, rounded)
         """Noise at the outputs that the items have no part in."""
 
     def measured(self, widths: Widths) -> float:
         """Noise at the outputs."""
-        if not self.joint:
-            return self.allocator.reached(widths, self.activations)
-        count = len(self.allocator.layers)
-        return self.allocator.reached(widths[:count], widths[count:])
+        count, activations = len(self.allocator.layers), self.activations
+        weights = [item.widths(bits) for item, bits in zip(self.items[:count], widths, strict=False)]
+        if self.joint:
+            activations = widths[count:]
+        return self.allocator.reached(weights, None if activations is None else [int(bits) for bits in activations])
 
     def within(self, method: str, budget: float) -> Found | None:
         """Widths that add up to at most `budget` bits; None where there are none."""
@@ -103,7 +103,7 @@ class BitSearch:
             limit *= 0.98 if found.measured > allowed else 1.0
         return best
 
-    def bits(self, found: Found) -> int:
+    def bits(self, found: Found) -> float:
         """All bits of what was found."""
         return total_bits(self.items, found.widths)
 
@@ -136,7 +136,7 @@ class BitSearch:
                 return self._found(list(widths))
         return None
 
-    def _check(self, options: Sequence[Sequence[int]]) -> None:
+    def _check(self, options: Sequence[Sequence[float]]) -> None:
         number = math.prod(len(own) for own in options)
         if number > MOST_COMBINATIONS:
             found = f"{number:.3g} combinations of {len(options)} layers"

@@ -13,17 +13,19 @@ bound of Shoham and Gersho, *Efficient bit allocation for an arbitrary set of qu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 Option = tuple[float, float]
 """Weight and value, neither negative."""
+Choice = TypeVar("Choice")
 
 _ROUNDING = 1e-9  # of sums of floats: bounds that are equal but for it
 
 
-def solve(items: Sequence[Mapping[int, Option]], limit: float) -> list[int] | None:
+def solve(items: Sequence[Mapping[Choice, Option]], limit: float) -> list[Choice] | None:
     """Choose.
 
     Parameters
@@ -34,7 +36,7 @@ def solve(items: Sequence[Mapping[int, Option]], limit: float) -> list[int] | No
 
     Returns
     -------
-    list of int or None
+    list or None
         A choice per item; None where no combination is light enough.
 
     Examples
@@ -43,7 +45,7 @@ def solve(items: Sequence[Mapping[int, Option]], limit: float) -> list[int] | No
     [2, 1]
     """
     order = sorted(range(len(items)), key=lambda i: -max(weight for weight, _ in items[i].values()))
-    hulls = [_hull(items[i].values()) for i in order]
+    hulls = [lower_hull(items[i].values()) for i in order]
     rest = [_Relaxation(hulls[k:]) for k in range(len(order) + 1)]
     if rest[0].least_weight > limit:
         return None
@@ -63,8 +65,8 @@ def solve(items: Sequence[Mapping[int, Option]], limit: float) -> list[int] | No
     return _traced(history, order, int(value.argmin()))
 
 
-def _traced(history: list, order: list[int], last: int) -> list[int]:
-    found = [0] * len(order)
+def _traced(history: list, order: list[int], last: int) -> list:
+    found: list[Any] = [None] * len(order)
     for i, (parents, chosen) in zip(reversed(order), reversed(history), strict=True):
         found[i], last = chosen[last], parents[last]
     return found
@@ -79,7 +81,7 @@ def _undominated(weights: np.ndarray, values: np.ndarray, limit: float) -> np.nd
     return index[ordered < before]
 
 
-def _hull(options) -> np.ndarray:
+def lower_hull(options: Iterable[Option]) -> np.ndarray:
     """The lower convex hull [n, 2] of weights and values, by weight, values falling."""
     hull: list[Option] = []
     for weight, value in sorted(options):

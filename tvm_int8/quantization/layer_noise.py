@@ -8,7 +8,8 @@ the same error costs more in some layers than in others; it needs neither gradie
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -17,6 +18,7 @@ from tvm_int8.passes.byte_inputs import is_byte_image
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import Var, shape_of
 from tvm_int8.passes.quantizers import QuantizerChoice, Quantizers, WeightQuantizer
+from tvm_int8.quantization.bit_widths import WeightBits
 from tvm_int8.quantization.learned_weights import LearnedLayer
 from tvm_int8.quantization.output_noise import OutputNoise, decibels
 from tvm_int8.quantization.second_moments import SecondMoments
@@ -32,14 +34,17 @@ class NoiseByBits:
         Of the layer; of the tensor, or the layer that delivers it, see `points_of`.
     count : int
         How many weights, or values per input.
-    own, output : mapping of int to float
+    own, output : mapping of float to float
         Bits to noise power over signal power, of its own and at the outputs.
+    channels : mapping of float to tuple of int
+        Bits to those of every output channel, where these differ: then bits are their average, see `channel_noise`.
     """
 
     name: str
     count: int
-    own: Mapping[int, float]
-    output: Mapping[int, float]
+    own: Mapping[Any, float]
+    output: Mapping[Any, float]
+    channels: Mapping[float, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def kappa(self) -> float:
@@ -50,15 +55,9 @@ class NoiseByBits:
         bits, decibel = np.array(pairs).T
         return max(float(bits @ decibel / (bits @ bits)), LEAST_KAPPA)
 
-    @property
-    def gain(self) -> float:
-        """How much noise at the outputs its own noise becomes: the geometric mean over widths."""
-        pairs = [(self.own[bits], noise) for bits, noise in self.output.items() if noise > 0 and self.own[bits] > 0]
-        return float(np.exp(np.mean([np.log(out / own) for own, out in pairs]))) if pairs else 1.0
-
-    def at(self, widths: Sequence[int]) -> NoiseByBits:
+    def at(self, widths: Sequence[float]) -> NoiseByBits:
         """The same with noise for all these widths: in dB on straight lines between those that were measured."""
-        return replace(self, own=_on_lines(self.own, widths), output=_on_lines(self.output, widths))
+        return replace(self, own=on_lines(self.own, widths), output=on_lines(self.output, widths))
 
 
 UNIFORM_KAPPA = 20 * np.log10(2.0)
@@ -93,16 +92,22 @@ class WeightsByBits:
     ):
         self.choice, self.quantizers, self.moments, self.correct_bias = choice, quantizers, moments, correct_bias
         self.bindings = {b.var.name: b for b in flow.bindings if b.var.name in quantizers.weights}
-        self._made: dict[tuple[str, int], WeightQuantizer] = {}
+        self._made: dict[tuple[str, WeightBits], WeightQuantizer] = {}
         self._learned: dict[str, LearnedLayer] = {}
 
-    def __call__(self, name: str, bits: int) -> WeightQuantizer:
-        """The weight of the convolution that binds `name`."""
+    def __call__(self, name: str, bits: WeightBits) -> WeightQuantizer:
+        """The weight of the convolution that binds `name`; bits of all its channels, or of each."""
         if (name, bits) not in self._made:
             self._made[name, bits] = self._make(name, bits)
         return self._made[name, bits]
 
-    def _make(self, name: str, bits: int) -> WeightQuantizer:
+    def importance(self, name: str) -> np.ndarray | None:
+        """The mean square of what each weight meets, broadcastable to the weight; None where it is not known."""
+        return self.choice.importance(self.bindings[name].value, self.quantizers)
+
+    def _make(self, name: str, bits: WeightBits) -> WeightQuantizer:
+        if not isinstance(bits, int):  # channels are rounded one by one: as in the weights that have the same bits
+            return WeightQuantizer.mixed({own: self(name, own) for own in set(bits)}, bits)
         if bits >= self.quantizers.weights[name].bits:
             return self.quantizers.weights[name]
         binding = self.bindings[name]
@@ -205,16 +210,28 @@ def measure_activations(
     return found
 
 
-def _on_lines(noise: Mapping[int, float], widths: Sequence[int]) -> dict[int, float]:
-    """Beyond the ends the lines go on: to more bits with the slope of a uniform density, to fewer with the next one."""
-    known = np.array(sorted(noise))
-    levels = np.array([decibels(max(noise[bits], SILENCE)) for bits in known])
+def on_lines(noise: Mapping, widths: Sequence[float]) -> dict:
+    """Noise, float or array, for all these widths: in dB on straight lines between those that are known.
+
+    Beyond the ends the lines go on: to more bits with the slope of a uniform density, to fewer with the next one.
+    """
+    known = sorted(noise)
+    levels = [-10 * np.log10(np.maximum(noise[bits], SILENCE)) for bits in known]
     first = (levels[1] - levels[0]) / (known[1] - known[0]) if len(known) > 1 else UNIFORM_KAPPA
     found = {}
     for bits in widths:
-        level = float(np.interp(bits, known, levels))
-        level += min(bits - known[0], 0) * first + max(bits - known[-1], 0) * UNIFORM_KAPPA
-        found[bits] = noise.get(bits, 10 ** (-level / 10))
+        place = int(np.searchsorted(known, bits))
+        if bits in noise:
+            found[bits] = noise[bits]
+            continue
+        if place == 0:
+            level = levels[0] + (bits - known[0]) * first
+        elif place == len(known):
+            level = levels[-1] + (bits - known[-1]) * UNIFORM_KAPPA
+        else:
+            share = (bits - known[place - 1]) / (known[place] - known[place - 1])
+            level = (1 - share) * levels[place - 1] + share * levels[place]
+        found[bits] = 10 ** (-level / 10)
     return found
 
 

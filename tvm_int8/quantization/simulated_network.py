@@ -19,8 +19,8 @@ from tvm_int8.passes.simulate_quantization import parameter_values
 from tvm_int8.quantization.observed_tensors import ObservedTensors
 from tvm_int8.runtime.threads import effective_num_threads, run_on_threads
 from tvm_int8.schedules.registry import deliver
-from tvm_int8.schedules.rule import Constants
-from tvm_int8.specs import Conv2d, Kernel
+from tvm_int8.schedules.rule import Constants, pad_channels
+from tvm_int8.specs import Conv2d
 from tvm_int8.target import parse_target
 
 _REMEMBERED = 3
@@ -117,19 +117,14 @@ class SimulatedNetwork:
 
     def _pack_anew(self, name: str, quantizer: WeightQuantizer | None) -> list:
         kernel = self._kernels[name]
-        arrays = kernel.constants
-        if quantizer is not None:
-            weight = effective_weight(self._calls[name], quantizer, self._current)
-            if quantizer.correction is None and kernel.pack_weight is not None:
-                arrays = (kernel.pack_weight(weight), *arrays[1:])  # a kernel is not built for its weights alone
-            else:
-                arrays = self._built_anew(name, weight, quantizer.correction).constants
+        arrays = list(kernel.constants)
+        if quantizer is not None:  # a kernel is not built again for its weight, bias, ...
+            assert kernel.pack_weight is not None
+            arrays[0] = kernel.pack_weight(effective_weight(self._calls[name], quantizer, self._current))
+            if quantizer.correction is not None:  # of every phase of a transposed convolution
+                added = pad_channels(quantizer.correction.reshape(-1))
+                arrays[1] = (arrays[1] + np.resize(added, arrays[1].shape)).astype(np.float32)
         return [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays]
-
-    def _built_anew(self, name: str, weight: np.ndarray, correction: np.ndarray | None) -> Kernel:
-        spec, constants = self._orders[name]
-        bias = constants.bias if correction is None else constants.bias + correction.reshape(-1)
-        return deliver(spec, Constants(weight, bias, constants.channels, constants.pad), self._cpu)
 
     # Running
 
