@@ -61,7 +61,7 @@ class _Delivery:
         self._known: dict[int, list[tuple[tvm.tirx.PrimFunc, tvm.ir.GlobalVar]]] = {}  # by hash
         self._names: set[str] = set()
         self._may_use_tiles = False
-        self._layouts: dict[tvm.ir.GlobalVar, Layout] = {}
+        self._layouts: dict[tuple, Layout] = {}  # by function and shape: padded channels may make one of several
         self._builder = relax.BlockBuilder()  # gives functions the type a call_tir wants to see
 
     def __call__(self, binding, value: Expr, _new: Rebuilder) -> Expr | None:
@@ -98,9 +98,10 @@ class _Delivery:
         weight, pack = constants.weight, kernel.pack_weight
         if not isinstance(spec, Conv2d) or pack is None or weight is None or weight.dtype != np.int8:
             return None
-        packed = PackedWeight.of(weight, spec.groups, spec.transposed, pack, self._layouts.get(function))
+        key = function, weight.shape, spec.groups
+        packed = PackedWeight.of(weight, spec.groups, spec.transposed, pack, self._layouts.get(key))
         if packed is not None:
-            self._layouts[function] = packed.layout
+            self._layouts[key] = packed.layout
         return packed
 
     def _unique(self, name: str) -> str:

@@ -112,6 +112,25 @@ def test_weights_are_packed_for_the_file(placed, cpu):
             assert (weight.bits, weight.count) == (rows[binding.var.name]["weight_bits"], 20 * 20 * 9)
 
 
+def test_weights_of_other_shapes_may_share_a_function_and_are_packed_as_they_are():
+    """24 and 32 channels fill the same vectors; where nothing is padded, nothing is packed."""
+
+    def three(emit, x):
+        for seed, outputs in enumerate((32, 24, 32, 24)):
+            weight = int8_weight(emit, outputs, x.ty.shape[1].value, 3, 3, scale=0.005, seed=seed)
+            x = qdq(emit, emit(op.nn.conv2d(x if seed else qdq(emit, x), weight, padding=1)), 0.05, 128)
+        return x
+
+    after = ScheduleKernels(CASCADELAKE)(AssignLayouts()(ordered(module(three, x=(1, 32, 9, 9)))))
+    packed = after.attrs[PACKED_WEIGHTS]
+    calls = [b for b in Dataflow(after).bindings if b.var.name in packed]
+    assert len(calls) == 3 and len({b.value.args[0].name_hint for b in calls}) == 1
+    for binding in calls:
+        weight = PackedWeight.from_bytes(packed[binding.var.name].numpy().tobytes())
+        arrays = [arg.value.numpy() for arg in binding.value.args[1] if hasattr(arg, "value")]
+        assert weight.expanded().tobytes() == arrays[0].tobytes()
+
+
 @pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize(
     "cpu",
