@@ -160,14 +160,14 @@ class Study:
         chosen = {} if variant.choose is None else {name: variant.choose(x) for name, x in self.layers.items()}
         variables = {var.name: var for var in self.flow.producer}
         ways = {layer_name(self.flow, variables[name]): (way,) for name, way in chosen.items()}
-        result = judge(self.reference, self._outputs(self._qdq, ways), self.labels, _classes)
+        result = judge(self.reference, self._outputs(self._qdq, ways), self.labels, classes)
         if not chosen:
             return result, 1.0, 0.0
         shares = [(winograd.positions(w.tile) + len(w.wide)) / (9 * np.prod(w.tile)) for w in chosen.values()]
         return result, float(np.mean(shares)), float(np.mean([len(way.wide) for way in chosen.values()]))
 
 
-def _classes(outputs: Sequence[np.ndarray]) -> np.ndarray:
+def classes(outputs: Sequence[np.ndarray]) -> np.ndarray:
     """The class of every image, or of every pixel where the first output is a map of them."""
     return outputs[0].argmax(1).ravel()
 

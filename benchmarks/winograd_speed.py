@@ -46,7 +46,7 @@ TILES = {"F(2,3)": (2, 2), "F(4x2,3)": (4, 2), "F(4,3)": (4, 4)}
 ROWS: dict[str, dict[str, Any]] = {
     "direct": {"winograd": "off"},
     "auto": {},
-    "auto, 10 dB": {"winograd_max_loss_db": 10.0},
+    "auto, 6 dB": {"winograd_max_loss_db": 6.0},
     "always": {"winograd": "always"},
 }
 """Options of quantisation by the name of a row."""

@@ -14,7 +14,7 @@ def test_defaults_are_valid():
     assert (config.exclude, config.methods, config.min_sqnr_db) == ((), (), None)
     assert (config.bias_correction, config.rounding, config.weight_clipping) == ("empirical", "sums", "none")
     assert (config.weight_bits, config.equalization, config.activation_symmetric) == (8, False, False)
-    assert (config.winograd, config.winograd_max_loss_db) == ("auto", 8.0)
+    assert (config.winograd, config.winograd_max_loss_db) == ("auto", 10.0)
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ class QuantizationConfig:
     max_slowdown: float = 0.0
     min_sqnr_db: float | None = None
     winograd: str = "auto"
-    winograd_max_loss_db: float = 8.0
+    winograd_max_loss_db: float = 10.0
 
     def __new__(cls, *args: Any, **options: Any) -> QuantizationConfig:
         """Refuse unknown options with the list of known ones, before the dataclass's TypeError does."""
