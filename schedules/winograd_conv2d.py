@@ -12,8 +12,9 @@ Schedule
     channels after the other, the products of all positions, and the results they become.  Products are computed as a
     1x1 convolution would be (see `conv2d`): `tile_width` tiles x the group's blocks of channels stay in registers over
     all input channels, and weights are packed in the order in which they are read.  int16 vectors hold sixteen channels
-    of two tiles, which are transformed in all channels, then rounded.  Blocks run in parallel.  Padding, and what is
-    missing of the last tiles, is a copy before.
+    of two tiles, which are transformed in all channels, then rounded.  Blocks run in parallel; or, where weights are
+    much and tiles few, the transforms of a block's tiles do, and then its groups, so that each thread reads its part of
+    the weights only.  Padding, and what is missing of the last tiles, is a copy before.
 
 Evidence
     Li et al. 2021, *LoWino: towards efficient low-precision Winograd convolutions on modern CPUs*, for the blocking.
@@ -24,6 +25,7 @@ Evidence
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -81,7 +83,7 @@ class _Builder:
         self.spec, self.constants, self.cpu = spec, constants, cpu
         self.data, self.result = spec.inputs[0], spec.result
         self.integer = self.data.dtype == "uint8"
-        self.knobs = dict(knobs) if knobs else knob_space(spec, cpu).heuristic
+        self.knobs = {"parallel": "tiles", **(knobs or knob_space(spec, cpu).heuristic)}
         self.blocking = Blocking.of(spec, self.knobs)
         self.in_blocks, self.out_blocks = self.data.channel_blocks, self.result.channel_blocks
         count = winograd.positions(spec.tile)
@@ -166,27 +168,36 @@ class _Builder:
         return emit_padded_copy(data, self.data, (top, left, bottom, right), self.spec.pad_value)
 
     def _emit_blocks(self) -> None:
-        blocking, images = self.blocking, self.data.shape[0]
-        with T.parallel(images * blocking.blocks) as task:
-            self.image = T.Bind(task // blocking.blocks)
-            self.first = T.Bind(task % blocking.blocks * blocking.tiles)
-            self.count = T.Bind(T.min(blocking.tiles, blocking.total - self.first))
+        by_tiles = self.knobs["parallel"] == "tiles"
+        full, tail = divmod(self.out_blocks, self.knobs["oc_tile"])
+        with (T.parallel if by_tiles else T.serial)(self.data.shape[0] * self.blocking.blocks) as task:
+            self.image = T.Bind(task // self.blocking.blocks)
+            self.first = T.Bind(task % self.blocking.blocks * self.blocking.tiles)
+            self.count = T.Bind(T.min(self.blocking.tiles, self.blocking.total - self.first))
             transformed = {
                 "narrow": self._scratch(len(self.narrow), "uint8"),
                 "wide": self._scratch(len(self.wide), "int16"),
                 "plain": self._scratch(len(self.plain), "float32"),
             }
-            self.multipliers = scratch(blocking.padded_tiles, "float32") if self.narrow else None
+            self.multipliers = scratch(self.blocking.padded_tiles, "float32") if self.narrow else None
             (self._emit_integer_data if self.integer else self._emit_float_data)(transformed)
-            group = self.knobs["oc_tile"]
-            elements = len(self.slot) * group * blocking.padded_tiles * LANES
-            products = scratch(elements, "int32" if self.integer else "float32")
-            full, tail = divmod(self.out_blocks, group)
-            if full:
-                with T.serial(full) as index:
-                    self._emit_group(transformed, products, index, group)
-            if tail:
-                self._emit_group(transformed, products, full, tail)
+            if by_tiles:
+                products = self._products()
+                if full:
+                    with T.serial(full) as index:
+                        self._emit_group(transformed, products, index, self.knobs["oc_tile"])
+                if tail:
+                    self._emit_group(transformed, products, full, tail)
+            else:
+                with T.parallel(full + bool(tail)) as index:
+                    products = self._products()
+                    emit = functools.partial(self._emit_group, transformed, products, index)
+                    branch(index < full, tail, lambda: emit(self.knobs["oc_tile"]), lambda: emit(tail))
+
+    def _products(self):
+        """Room for those of a group."""
+        elements = len(self.slot) * self.knobs["oc_tile"] * self.blocking.padded_tiles * LANES
+        return scratch(elements, "int32" if self.integer else "float32")
 
     def _scratch(self, count: int, dtype: str):
         elements = count * self.in_blocks * self.blocking.padded_tiles * LANES
@@ -213,11 +224,11 @@ class _Builder:
 
     def _emit_integer_data(self, transformed) -> None:
         """A few pairs of tiles at a time: all channels transformed, then the narrow positions rounded."""
-        elements = len(self.narrow) * self.in_blocks * PAIRS * PAIR
-        scaled = scratch(elements, "int16") if self.narrow else None
-        peaks = scratch(PAIRS * PAIR, "int16") if self.narrow else None
+        alone = self.knobs["parallel"] == "tiles"
+        buffers = self._scaled() if alone else None
         pairs = T.Bind((self.count + 1) // 2)
-        with T.serial((pairs + PAIRS - 1) // PAIRS) as some:
+        with (T.serial if alone else T.parallel)((pairs + PAIRS - 1) // PAIRS) as some:
+            scaled, peaks = buffers or self._scaled()
             count = T.Bind(T.min(PAIRS, pairs - some * PAIRS))
             if self.narrow:
                 with T.serial(count) as turn:
@@ -235,6 +246,12 @@ class _Builder:
                 with T.serial(self.in_blocks) as channel_block, T.serial(count) as turn:
                     both = let(load(peaks, turn * PAIR, PAIR))
                     self._emit_rounding(transformed["narrow"], scaled, both, channel_block, some * PAIRS + turn, turn)
+
+    def _scaled(self):
+        """Room for what is rounded next, and for the largest magnitudes of it."""
+        if not self.narrow:
+            return None, None
+        return scratch(len(self.narrow) * self.in_blocks * PAIRS * PAIR, "int16"), scratch(PAIRS * PAIR, "int16")
 
     def _emit_transform(self, transformed, scaled, peaks, channel_block, pair, turn) -> None:
         spec, words = self.spec, Words(self.cpu)
@@ -271,8 +288,8 @@ class _Builder:
         return ((slot * self.in_blocks + channel_block) * tiles + pair * 2) * LANES
 
     def _emit_float_data(self, transformed) -> None:
-        tiles = self.blocking.padded_tiles
-        with T.serial(self.in_blocks) as channel_block, T.serial(self.count) as tile:
+        tiles, loop = self.blocking.padded_tiles, T.serial if self.knobs["parallel"] == "tiles" else T.parallel
+        with loop(self.in_blocks) as channel_block, T.serial(self.count) as tile:
             source = self._source_index(channel_block, tile)
             columns = [[let(load(self.source, source + at)) for at in column] for column in self._offsets()]
             place = T.Bind((channel_block * tiles + tile) * LANES)

@@ -4,6 +4,7 @@ tiles        tiles of a block, which stay in L2 from transform to transform
 tile_width   tiles whose products with a group of output channels stay in registers
 oc_tile      blocks of 16 output channels in a group
 prefetch     whether the weights of the next position are fetched into L2 meanwhile: "next" or "none"
+parallel     what runs in parallel: blocks of "tiles", or a block's groups of "outputs"
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ NEAR_BYTES = 48.0
 """Read from L2 per instruction."""
 FAR_BYTES = 6.0
 """Of weights that do not stay in L2, read per instruction."""
+SHARED_BYTES = 0.3
+"""Of data that another core has transformed, read per instruction."""
+LAUNCH = 100_000.0
+"""Of a parallel loop, until all threads are at it, in instructions."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ def knob_space(spec: WinogradConv2d, cpu: Cpu) -> KnobSpace:
         "tile_width": tuple(range(1, model.limit(1) + 1)),
         "oc_tile": tuple(range(1, min(spec.result.channel_blocks, WIDEST_GROUP) + 1)),
         "prefetch": ("none", "next"),
+        "parallel": model.parallel(),
     }
     return KnobSpace(model.heuristic(), choices, model.is_valid, model.estimate, model.features)
 
@@ -97,6 +103,10 @@ class _Model:
         sizes = {-(-self.total // blocks) for blocks in range(1, self.total + 1)}
         return tuple(sorted(size for size in sizes if size <= MOST_TILES))
 
+    def parallel(self) -> tuple[str, ...]:
+        """What can run in parallel."""
+        return ("tiles", "outputs") if self.cpu.threads > 1 else ("tiles",)
+
     def is_valid(self, knobs: Knobs) -> bool:
         width, tiles = knobs["tile_width"], knobs["tiles"]
         return width <= min(self.limit(knobs["oc_tile"]), tiles + tiles % 2)
@@ -111,7 +121,9 @@ class _Model:
             for oc_tile in range(1, min(self.out_blocks, WIDEST_GROUP) + 1):
                 most = min(self.limit(oc_tile), tiles + tiles % 2)
                 for width in {most, -(-tiles // -(-tiles // most))} if most > 0 else ():
-                    yield {"tiles": tiles, "tile_width": width, "oc_tile": oc_tile, "prefetch": prefetch}
+                    for parallel in self.parallel():
+                        sizes = {"tiles": tiles, "tile_width": width, "oc_tile": oc_tile}
+                        yield {**sizes, "prefetch": prefetch, "parallel": parallel}
 
     def _weight_bytes(self) -> int:
         return (self.positions + self.wide) * self.in_blocks * self.out_blocks * LANES**2 * self.element
@@ -141,11 +153,16 @@ class _Model:
         reading = blocks * beyond / FAR_BYTES
         spilled = max(0.0, self._block_bytes(knobs) / (0.3 * self.cpu.l2_bytes) - 1)
         # every group reads all data again, and every block all weights, from L2
-        data = groups * padded * LANES * self.in_blocks * (self.positions + self.wide) * self.element
-        again = blocks * (data + self._weight_bytes()) / NEAR_BYTES
-        tasks = self.images * blocks
-        idle = -(-tasks // self.cpu.threads) * self.cpu.threads / tasks
-        return self.images * (products * (1 + 0.1 * min(spilled, 3)) + starts + reading + again) * idle
+        transformed = padded * LANES * self.in_blocks * (self.positions + self.wide) * self.element
+        again = blocks * (groups * transformed + self._weight_bytes()) / NEAR_BYTES
+        each = self.images * (products * (1 + 0.1 * min(spilled, 3)) + starts + reading + again)
+        threads = self.cpu.threads
+        if knobs["parallel"] == "tiles":
+            tasks = self.images * blocks
+            return each * (-(-tasks // threads) * threads / tasks)
+        shared = blocks * transformed * (threads - 1) / threads / SHARED_BYTES
+        most = -(-groups // threads) * threads * oc_tile  # of blocks of channels, if all threads had the largest share
+        return each * (most / self.out_blocks) + self.images * (shared + blocks * LAUNCH)
 
     def features(self, knobs: Knobs) -> dict[str, float]:
         return {

@@ -38,6 +38,7 @@ CASES = {
     "residual": {"operands": (Operand("tensor", "uint8", 2),), "steps": (("fma", "%0", "%1", "%2"),), "hw": (7, 7)},
     "float output": {"output": Output("float32")},
     "float32": {"dtype": "float32", "output": Output("float32"), "c": 32},
+    "few tiles of many channels": {"c": 256, "o": 256, "hw": (7, 7), "wide": (0, 1)},
     "float32 2x2": {"dtype": "float32", "output": Output("float32"), "tile": (2, 2), "hw": (5, 7)},
 }
 
@@ -63,6 +64,8 @@ def test_other_instruction_sets(case, mcpu):
     {"tiles": 5, "tile_width": 3, "oc_tile": 2, "prefetch": "next"},
     {"tiles": 7, "tile_width": 7, "oc_tile": 3},
     {"tiles": 16, "tile_width": 5, "oc_tile": 5, "prefetch": "next"},
+    {"tiles": 16, "tile_width": 5, "oc_tile": 3, "parallel": "outputs"},
+    {"tiles": 6, "tile_width": 3, "oc_tile": 5, "prefetch": "next", "parallel": "outputs"},
 ])  # fmt: skip
 def test_knobs_change_nothing(knobs):
     spec = winograd_spec(hw=(16, 15), o=80, c=32, wide=(0, 35))
