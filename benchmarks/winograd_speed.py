@@ -1,6 +1,7 @@
 """What computing 3x3 convolutions by tiles gains in time: layers, and whole networks with what they lose.
 
     python -m benchmarks.winograd_speed layers --target cascadelake --threads 1
+    python -m benchmarks.winograd_speed threads --target cascadelake --threads 2
     python -m benchmarks.winograd_speed networks resnet50_v1 vgg19 --target cascadelake --threads 1
 
 Layers are those of stride 1 of ResNet-50 and VGG, untuned; each kernel's result is compared bit for bit with the NumPy
@@ -52,9 +53,9 @@ ROWS: dict[str, dict[str, Any]] = {
 """Options of quantisation by the name of a row."""
 
 
-def layer(channels: int, outputs: int, size: int, resolved: ResolvedTarget) -> dict[str, Times]:
-    """Check and time one layer, directly and by tiles."""
-    direct = Workload(
+def direct_workload(channels: int, outputs: int, size: int, threads: int) -> Workload:
+    """A 3x3 convolution of a square map."""
+    return Workload(
         "conv2d",
         (1, channels, size, size),
         (1, outputs, size, size),
@@ -65,9 +66,19 @@ def layer(channels: int, outputs: int, size: int, resolved: ResolvedTarget) -> d
         groups=1,
         block=16,
         dtypes=("uint8", "int8", "uint8"),
-        threads=resolved.cpu.threads,
+        threads=threads,
     )
-    ways = {name: replace(direct, op="winograd_conv2d", tile=tile) for name, tile in TILES.items()}
+
+
+def tiled_workload(direct: Workload, name: str) -> Workload:
+    """The same layer by tiles, by their name."""
+    return replace(direct, op="winograd_conv2d", tile=TILES[name])
+
+
+def layer(channels: int, outputs: int, size: int, resolved: ResolvedTarget) -> dict[str, Times]:
+    """Check and time one layer, directly and by tiles."""
+    direct = direct_workload(channels, outputs, size, resolved.cpu.threads)
+    ways = {name: tiled_workload(direct, name) for name in TILES}
     return interleave({name: kernel(w, resolved) for name, w in {"direct": direct, **ways}.items()}, 9, 10)
 
 
@@ -104,6 +115,41 @@ def print_layers(resolved: ResolvedTarget) -> None:
             print(f"| {network} | {size} | {times['direct'].median_ms * 1e3:.0f} | {cells} |", flush=True)
     means = " | ".join(f"{np.exp(np.mean(np.log(found))):.2f}x" for found in gains.values())
     print(f"| | geometric mean | | {means} |")
+
+
+def print_threads(resolved: ResolvedTarget, threads: int) -> None:
+    """Print how many times faster layers by tiles are on `threads` than on one; each is run for some milliseconds."""
+    print("| | layer | " + " | ".join(TILES) + " |\n|---|---|" + "---:|" * len(TILES))
+    gains: list[list[float]] = []
+    for network, layers in LAYERS.items():
+        for channels, outputs, size in layers:
+            repeats = max(1, 10**9 // (channels * outputs * size**2))
+            gains.append([])
+            for name in TILES:
+                calls = {
+                    str(count): _on_threads(name, (channels, outputs, size), resolved, count, repeats)
+                    for count in (1, threads)
+                }
+                times = interleave(calls, 15)
+                gains[-1].append(times["1"].relative_to(times[str(threads)]))
+            cells = " | ".join(f"{gain:.2f}x" for gain in gains[-1])
+            print(f"| {network} | {channels} → {outputs}, {size}x{size} | {cells} |", flush=True)
+    means = " | ".join(f"{mean:.2f}x" for mean in np.exp(np.log(gains).mean(0)))
+    print(f"| | geometric mean | {means} |")
+
+
+def _on_threads(
+    name: str, shape: tuple[int, int, int], resolved: ResolvedTarget, threads: int, repeats: int
+) -> Callable[[], object]:
+    here = replace(resolved, cpu=replace(resolved.cpu, threads=threads))
+    workload = tiled_workload(direct_workload(*shape, threads), name)
+    run = run_on_threads(lambda: kernel(workload, here), threads)
+
+    def repeated() -> None:
+        for _ in range(repeats):
+            run()
+
+    return lambda: run_on_threads(repeated, threads)
 
 
 def print_network(name: str, target: str, threads: int, rounds: int) -> None:
@@ -146,13 +192,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.winograd_speed", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("what", choices=("layers", "networks"))
+    parser.add_argument("what", choices=("layers", "threads", "networks"))
     parser.add_argument("names", nargs="*", help="networks, as for benchmarks.compare")
     parser.add_argument("--target", default="native")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args(argv)
     resolved = parse_target(arguments.target)
+    if arguments.what == "threads":
+        print_threads(resolved, max(2, arguments.threads))
+        return 0
     resolved = replace(resolved, cpu=replace(resolved.cpu, threads=arguments.threads))
     if arguments.what == "layers":
         run_on_threads(lambda: print_layers(resolved), arguments.threads)

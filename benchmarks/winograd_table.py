@@ -58,8 +58,8 @@ def drawn(name: str) -> Case:
 def from_file(path: Path, calibration: Path, test: Path, labels: Path | None, count: int) -> Case:
     """A network in a file, as for `benchmarks.winograd_accuracy`."""
     model = onnx_graph.logits_model(onnx.load(path))
-    batches = (load_batches(file, model)[:count] for file in (calibration, test))
-    return Case(path.stem, model, *batches, None if labels is None else np.load(labels))
+    seen, judged = (load_batches(file, model)[:count] for file in (calibration, test))
+    return Case(path.stem, model, seen, judged, None if labels is None else np.load(labels))
 
 
 def variants(case: Case) -> dict[str, QuantizedModel]:

@@ -191,8 +191,8 @@ class _TileObserver:
 
     def statistics(self) -> TileStatistics:
         found = self._low, self._high, self._power / self._count
-        own = (_rounded(array.reshape(-1, winograd.positions(self.tile)).T) for array in found)
-        return TileStatistics(*own, loudness=float(_rounded(np.array(self._loudness()))))
+        low, high, power = (_rounded(array.reshape(-1, winograd.positions(self.tile)).T) for array in found)
+        return TileStatistics(low, high, power, float(_rounded(np.array(self._loudness()))))
 
 
 def _rounded(array: np.ndarray) -> np.ndarray:

@@ -132,7 +132,7 @@ class TiledLayer:
         ranges, means = (None, None) if seen is None else (rule(seen.tiles[tile]), seen.mean)
         found = quantize_transformed(self.weight, tile, wide, ranges, self.ends, means)
         corrections = [c for c in (found.correction, self.correction) if c is not None]
-        return replace(found, correction=sum(corrections) if corrections else None)
+        return replace(found, correction=np.sum(corrections, axis=0) if corrections else None)
 
     def noise(self, tile: Tile, seen: TransformedStatistics) -> WinogradNoise:
         """Predict it, with statistics as for `quantizer`."""

@@ -146,6 +146,7 @@ def _in_tiles(spec: WinogradConv2d, constants: Constants) -> Constants:
     weight, bias = constants.weight.astype(np.float64), constants.bias.astype(np.float32)
     if constants.weight.dtype == np.float32:
         return replace(constants, weight=winograd.transformed_weight(weight, spec.tile).astype(np.float32))
+    assert spec.pad_value is not None
     ends = -spec.pad_value, 255 - spec.pad_value
     ranges = np.repeat(winograd.bounds(spec.tile, *ends)[:, None] / 2, spec.inputs[0].shape[1], 1)
     q = quantize_transformed(weight, spec.tile, spec.wide, ranges, ends)
