@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from tvm import relax
 
-RULES: dict[str, Callable] = {}
+from tvm_int8.rule_table import RuleTable
+
+RULES = RuleTable()
 """Operator -> rule(call, *operands) -> tensor, or a tuple of them; operands that are no tensors are left out."""
-
-
-def relax_op(*names: str) -> Callable:
-    """Register a rule for operators."""
-
-    def register(rule: Callable) -> Callable:
-        for name in names:
-            assert name not in RULES
-            RULES[name] = rule
-        return rule
-
-    return register
+relax_op = RULES.rule_for
 
 
 def ints(values: Any) -> list[int]:

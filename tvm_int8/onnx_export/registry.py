@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from tvm_int8.rule_table import RuleTable
 
-RULES: dict[str, Callable] = {}
-
-
-def relax_op(*names: str) -> Callable:
-    """Register ``rule(out, call)`` for operators; `out` is the `OnnxWriter`, on which the rule emits nodes."""
-
-    def register(rule: Callable) -> Callable:
-        for name in names:
-            assert name not in RULES
-            RULES[name] = rule
-        return rule
-
-    return register
+RULES = RuleTable()
+"""Operator -> rule(out, call); `out` is the `OnnxWriter`, on which the rule emits nodes."""
+relax_op = RULES.rule_for
