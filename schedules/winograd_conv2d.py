@@ -19,7 +19,7 @@ Schedule
 Evidence
     Li et al. 2021, *LoWino: towards efficient low-precision Winograd convolutions on modern CPUs*, for the blocking.
     Intel Xeon (Sapphire Rapids), one thread, two `vpdpbusd` per cycle: 3x3 layers of ResNet-50, VGG by 4x4 tiles take
-    1 / 2.22 of the direct kernel's time in the geometric mean, by 2x2 tiles 1 / 1.72.  Fetching the next position's
+    1 / 2.08 of the direct kernel's time in the geometric mean, by 2x2 tiles 1 / 1.63.  Fetching the next position's
     weights takes a quarter off 512 x 512 channels, whose weights come from L3.  28 accumulators make LLVM spill one.
 """
 
