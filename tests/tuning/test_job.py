@@ -528,7 +528,8 @@ def test_ctrl_c_ends_the_command(tmp_path):
         interrupted.wait_for_trials()
         os.killpg(interrupted.process.pid, signal.SIGINT)  # as a terminal does
         out, err = interrupted.process.communicate(timeout=PATIENCE_S)
-    assert interrupted.process.returncode == 130, err
+    # Python ends by the signal itself, 130 to a shell too, if the interrupt struck within an eval of some text.
+    assert interrupted.process.returncode in (130, -signal.SIGINT), err
     assert "interrupted" in out
     assert "Traceback" not in err
     assert read_log(log).problems == []
