@@ -26,6 +26,7 @@ Evidence
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,49 @@ class WinogradConv2dRule(Rule):
         return _Builder(spec, constants, cpu, knobs).build()
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """Positions that are multiplied by the same instruction.
+
+    name : "narrow", "wide" or "plain" (float32)
+    weight : name of the constant with their weights
+    positions : of transformed tiles, in the order in which they are stored
+    first_slot : how many positions of other kinds are stored before them
+    dtype : of transformed data
+    multiply_add : the instruction (see `dot`)
+    """
+
+    name: str
+    weight: str
+    positions: tuple[int, ...]
+    first_slot: int
+    dtype: str
+    multiply_add: Any
+
+    @property
+    def unit(self) -> int:
+        """Input channels of a word of data."""
+        return self.multiply_add.vector_elements // LANES
+
+    @property
+    def starts(self) -> bool:
+        """Whether sums begin with what the 128 added to data amount to."""
+        return self.name == "narrow"
+
+
+def _kinds(spec: WinogradConv2d, cpu: Cpu) -> list[_Kind]:
+    """Those of a convolution that have positions."""
+    every = range(winograd.positions(spec.tile))
+    if spec.inputs[0].dtype != "uint8":
+        return [_Kind("plain", "weight", tuple(every), 0, "float32", dot.Float32())]
+    narrow = tuple(position for position in every if position not in spec.wide)
+    kinds = [
+        _Kind("narrow", "weight", narrow, 0, "uint8", dot.for_cpu(cpu)),
+        _Kind("wide", "wide_weight", tuple(spec.wide), len(narrow), "int16", dot.words_for_cpu(cpu)),
+    ]
+    return [kind for kind in kinds if kind.positions]
+
+
 class _Builder:
     def __init__(self, spec: WinogradConv2d, constants: Constants, cpu: Cpu, knobs: dict | None):
         self.spec, self.constants, self.cpu = spec, constants, cpu
@@ -86,16 +130,13 @@ class _Builder:
         self.knobs = {"parallel": "tiles", **(knobs or knob_space(spec, cpu).heuristic)}
         self.blocking = Blocking.of(spec, self.knobs)
         self.in_blocks, self.out_blocks = self.data.channel_blocks, self.result.channel_blocks
-        count = winograd.positions(spec.tile)
-        self.narrow = [p for p in range(count) if p not in spec.wide] if self.integer else []
-        self.wide = list(spec.wide) if self.integer else []
-        self.plain = [] if self.integer else list(range(count))
+        self.kinds = _kinds(spec, cpu)
+        positions = {kind.name: kind.positions for kind in self.kinds}
+        self.narrow, self.wide = positions.get("narrow", ()), positions.get("wide", ())
+        self.slot = {p: slot for slot, p in enumerate(p for kind in self.kinds for p in kind.positions)}
         self.fits_int32 = self.integer and fits_int32(
             spec.program, constants, winograd_accumulator_range(spec, constants)
         )
-        order = self.narrow + self.wide + self.plain
-        self.slot = {position: slot for slot, position in enumerate(order)}
-        self.starts = ("weight",) if self.narrow else ()
 
     def build(self) -> Kernel:
         spec = self.spec
@@ -119,7 +160,7 @@ class _Builder:
 
     def _name(self) -> str:
         rows, columns = self.spec.tile
-        form = "f32" if self.plain else f"s16_{self.cpu.dot}" if not self.narrow else f"u8s8_{self.cpu.dot}"
+        form = "f32" if not self.integer else f"u8s8_{self.cpu.dot}" if self.narrow else f"s16_{self.cpu.dot}"
         mixed = f"_{len(self.wide)}s16" if self.narrow and self.wide else ""
         return f"winograd_{rows}x{columns}_{form}{mixed}"
 
@@ -129,30 +170,27 @@ class _Builder:
         """By name: weights as they are read; where sums of products start; scales; all of them by channel."""
         constants, found = self.constants, {}
         channels = self.result.shape[1]
-        if self.plain:
-            found["weight"] = self._packed(constants.weight, dot.Float32(), 1)
+        for kind in self.kinds:
+            found[kind.weight] = self._packed(getattr(constants, kind.weight), kind)
         if self.narrow:
-            found["weight"] = self._packed(constants.weight, dot.for_cpu(self.cpu), 4)
             found["input_scale"] = np.stack([pad_channels(s) for s in constants.input_scale])
             starts = -128 * constants.weight.sum(2, dtype=np.int32)  # what is added to data to make them u8
             found["start"] = np.stack([pad_channels(start) for start in starts])
-        if self.wide:
-            found["wide_weight"] = self._packed(constants.wide_weight, dot.words_for_cpu(self.cpu), 2)
         if self.integer:
             found["output_scale"] = np.stack([pad_channels(s) for s in constants.output_scale])
         bias = np.zeros(channels, np.float32) if constants.bias is None else constants.bias
         found["bias"] = pad_channels(bias.astype(np.float32))
         return found
 
-    def _packed(self, weight: np.ndarray, multiply_add, unit: int) -> np.ndarray:
+    def _packed(self, weight: np.ndarray, kind: _Kind) -> np.ndarray:
         """[positions, O, C] -> groups x positions x steps x blocks of the group x vector, flat."""
         count, o, c = weight.shape
         whole = np.zeros((count, self.out_blocks * LANES, self.in_blocks * LANES), weight.dtype)
         whole[:, :o, :c] = weight
-        vectors = whole.reshape(count, self.out_blocks, LANES, -1, unit).transpose(1, 0, 3, 2, 4)
+        vectors = whole.reshape(count, self.out_blocks, LANES, -1, kind.unit).transpose(1, 0, 3, 2, 4)
         group = self.knobs["oc_tile"]
         parts = [vectors[i : i + group].transpose(1, 2, 0, 3, 4) for i in range(0, self.out_blocks, group)]
-        return np.concatenate([multiply_add.pack(np.ascontiguousarray(part)).ravel() for part in parts])
+        return np.concatenate([kind.multiply_add.pack(np.ascontiguousarray(part)).ravel() for part in parts])
 
     # Tasks
 
@@ -174,11 +212,7 @@ class _Builder:
             self.image = T.Bind(task // self.blocking.blocks)
             self.first = T.Bind(task % self.blocking.blocks * self.blocking.tiles)
             self.count = T.Bind(T.min(self.blocking.tiles, self.blocking.total - self.first))
-            transformed = {
-                "narrow": self._scratch(len(self.narrow), "uint8"),
-                "wide": self._scratch(len(self.wide), "int16"),
-                "plain": self._scratch(len(self.plain), "float32"),
-            }
+            transformed = {kind.name: self._scratch(kind) for kind in self.kinds}
             self.multipliers = scratch(self.blocking.padded_tiles, "float32") if self.narrow else None
             (self._emit_integer_data if self.integer else self._emit_float_data)(transformed)
             if by_tiles:
@@ -199,9 +233,10 @@ class _Builder:
         elements = len(self.slot) * self.knobs["oc_tile"] * self.blocking.padded_tiles * LANES
         return scratch(elements, "int32" if self.integer else "float32")
 
-    def _scratch(self, count: int, dtype: str):
-        elements = count * self.in_blocks * self.blocking.padded_tiles * LANES
-        return scratch(elements, dtype) if count else None
+    def _scratch(self, kind: _Kind):
+        """Room for transformed data."""
+        elements = len(kind.positions) * self.in_blocks * self.blocking.padded_tiles * LANES
+        return scratch(elements, kind.dtype)
 
     def _corner(self, tile):
         """Row and column of a tile of the block, in tiles."""
@@ -300,35 +335,25 @@ class _Builder:
 
     def _emit_group(self, transformed, products, index, blocks: int) -> None:
         """All positions of one group of output channels, and what becomes of them."""
-        first_block = index * self.knobs["oc_tile"]
-        if self.plain:
-            with T.serial(len(self.plain)) as p:
-                self._emit_products(transformed["plain"], products, "weight", (index, p, 0), blocks, dot.Float32(), 1)
-        if self.narrow:
-            with T.serial(len(self.narrow)) as p:
-                form = dot.for_cpu(self.cpu)
-                self._emit_products(transformed["narrow"], products, "weight", (index, p, 0), blocks, form, 4)
-        if self.wide:
-            with T.serial(len(self.wide)) as p:
-                form, skipped = dot.words_for_cpu(self.cpu), len(self.narrow)
-                self._emit_products(transformed["wide"], products, "wide_weight", (index, p, skipped), blocks, form, 2)
+        for kind in self.kinds:
+            with T.serial(len(kind.positions)) as p:
+                self._emit_products(kind, transformed[kind.name], products, index, p, blocks)
         for o in range(blocks):
-            self._emit_results(products, first_block + o, o, blocks)
+            self._emit_results(products, index * self.knobs["oc_tile"] + o, o, blocks)
 
-    def _emit_products(self, data, products, name: str, place: tuple, blocks: int, form, unit: int) -> None:
+    def _emit_products(self, kind: _Kind, data, products, index, p, blocks: int) -> None:
         """One position: all tiles of the block x the group's channels, over all input channels."""
-        index, p, skipped = place
+        form, unit = kind.multiply_add, kind.unit
         steps, group, tiles = LANES // unit, self.knobs["oc_tile"], self.blocking.padded_tiles
-        count = {"wide_weight": len(self.wide), "weight": len(self.narrow) or len(self.plain)}[name]
         per_position = self.in_blocks * steps * form.vector_elements
-        weights = T.Bind(index * (count * per_position * group) + p * (per_position * blocks))
-        width, weight = self.knobs["tile_width"], self.packed[name]
+        weights = T.Bind(index * (len(kind.positions) * per_position * group) + p * (per_position * blocks))
+        width, weight = self.knobs["tile_width"], self.packed[kind.weight]
         lines = CACHE_LINE // form.weight_bytes
         share = -(-per_position * blocks // lines // (tiles // width * self.in_blocks))
         with T.serial(tiles // width) as part:
             acc = Registers(blocks * width, str(products.ty.dtype))
             for o in range(blocks):
-                start = self._start(p if name in self.starts else None, index * group + o)
+                start = self._start(kind, p, index * group + o)
                 for i in range(width):
                     acc[o * width + i] = start
             first = T.Bind((p * self.in_blocks * tiles + part * width) * LANES)
@@ -342,7 +367,7 @@ class _Builder:
                         for o in range(blocks):
                             acc[o * width + i] = form(acc[o * width + i], value, loaded[o])
             for o in range(blocks):
-                target = ((p + skipped) * blocks + o) * tiles + part * width
+                target = ((p + kind.first_slot) * blocks + o) * tiles + part * width
                 for i in range(width):
                     store(products, (target + i) * LANES, acc[o * width + i])
 
@@ -352,11 +377,11 @@ class _Builder:
             for i in range(share):
                 prefetch(weight, following + (turn * share + i) * line)
 
-    def _start(self, slot, block):
-        """What the sums of a block of output channels begin with, at the narrow position in that slot; else zero."""
-        if slot is None:
-            return const(0, "float32" if self.plain else "int32", LANES)
-        return T.Bind(load(self.packed["start"], (slot * self.out_blocks + block) * LANES))
+    def _start(self, kind: _Kind, p, block):
+        """What the sums of a block of output channels begin with."""
+        if not kind.starts:
+            return const(0, "int32" if self.integer else "float32", LANES)
+        return T.Bind(load(self.packed["start"], (p * self.out_blocks + block) * LANES))
 
     # Results
 

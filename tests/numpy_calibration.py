@@ -12,7 +12,7 @@ import tvm
 import tvm_int8
 from tests.small_networks import NETWORKS, draw
 from tvm_int8 import pipeline
-from tvm_int8.cli_quantize import RUNTIMES
+from tvm_int8.cli.quantize import RUNTIMES
 from tvm_int8.frontend import load_model
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.quantization import ranges

@@ -11,7 +11,7 @@ from tests.cli_testing import assert_one_line_error, run
 from tests.frontend.running import run_onnx
 from tests.numpy_calibration import NumpyNetwork
 from tests.small_networks import NETWORKS, draw
-from tvm_int8.cli_quantize import RUNTIMES
+from tvm_int8.cli.quantize import RUNTIMES
 from tvm_int8.quantization import ranges
 from tvm_int8.quantization.sqnr import sqnr_db
 

@@ -15,7 +15,7 @@ from tests.frontend.running import run_onnx
 from tests.numpy_calibration import imported, quantize, run_qdq, small_network
 from tests.small_networks import NETWORKS, Network, draw
 from tvm_int8 import CalibrationError, ConfigError, ModelError
-from tvm_int8.cli_quantize import RUNTIMES
+from tvm_int8.cli.quantize import RUNTIMES
 from tvm_int8.quantization.sqnr import sqnr_db
 from tvm_int8.quantized_model import QuantizedModel
 

@@ -12,7 +12,7 @@ from benchmarks import metrics, peers
 from benchmarks.light_models import light_inputs, light_model
 from benchmarks.onnx_graph import logits_model
 from tests.networks.test_real_networks import CLASSIFIERS
-from tvm_int8.cli_quantize import RUNTIMES
+from tvm_int8.cli.quantize import RUNTIMES
 
 pytest.importorskip("onnxruntime")
 

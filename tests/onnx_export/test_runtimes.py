@@ -12,7 +12,7 @@ import pytest
 
 from tests.numpy_calibration import run_qdq, small_network
 from tests.small_networks import NETWORKS, draw
-from tvm_int8.cli_quantize import RUNTIMES
+from tvm_int8.cli.quantize import RUNTIMES
 from tvm_int8.quantization.sqnr import sqnr_db
 
 MIN_SQNR_DB = 50

@@ -1,4 +1,4 @@
-"""The commands that have to do with tuning: ``tvm-int8 tune``, ``worker``, ``logs``; see `cli`."""
+"""The command ``tvm-int8 logs``: lists, merges, reduces, checks and exports tuning logs."""
 
 from __future__ import annotations
 
@@ -10,73 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from .errors import ConfigError
-
-
-def add_tune(commands: Any, add_model: Callable[[Any], None], inputs_of: Callable[[Any], dict], count: Any) -> None:
-    """Add ``tune`` to the commands."""
-    parser = commands.add_parser("tune", help="search for faster knobs of a model's layers")
-    add_model(parser)
-    parser.add_argument("--target", default="native", help='as for compile; "native" by default')
-    parser.add_argument("--log", metavar="FILE.jsonl", help="appended to, and read first; by default <cpu>.jsonl")
-    parser.add_argument("--trials", type=count, metavar="N", help="candidates to measure at most; 64 per workload")
-    parser.add_argument("--minutes", type=float, metavar="M", help="time to take at most")
-    parser.add_argument("--threads", type=count, metavar="N", help="threads that kernels run on; by default all cores")
-    parser.add_argument("--float32", action="store_true", help="tune the network as it is without quantisation")
-    parser.add_argument("--search", choices=["xgboost", "random"], default="xgboost", help="how candidates are chosen")
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds for one candidate")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random")
-    parser.add_argument("--tracker", metavar="HOST:PORT", help="measure on the machines behind this TVM RPC tracker")
-    parser.add_argument("--key", help="under which the tracker knows them; by default the target's CPU")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-
-    def run(options: argparse.Namespace) -> None:
-        from .config import QuantizationConfig
-        from .tuning.fleet import parse_address
-        from .tuning.tune import LOCAL, tune
-
-        if options.tracker is not None:
-            parse_address(options.tracker, "--tracker")
-
-        inputs = {name: value for name, value in inputs_of(options).items() if name == "input_shapes"}
-        result = tune(
-            options.model,
-            options.target,
-            options.trials,
-            options.log,
-            LOCAL if options.tracker is None else options.tracker,
-            key=options.key,
-            minutes=options.minutes,
-            num_threads=options.threads,
-            quantization=None if options.float32 else QuantizationConfig(),
-            search=options.search,
-            timeout_s=options.timeout,
-            seed=options.seed,
-            progress=not options.quiet,
-            **inputs,
-        )
-        print(result)
-        if result.stopped == "interrupted":
-            raise KeyboardInterrupt
-
-    parser.set_defaults(run=run)
-
-
-def add_worker(commands: Any) -> None:
-    """Add ``worker`` to the commands."""
-    parser = commands.add_parser("worker", help="measure candidates that other machines' tune commands send")
-    parser.add_argument("--tracker", required=True, metavar="HOST:PORT", help="of a running TVM RPC tracker")
-    parser.add_argument("--key", required=True, help="to be known by: the CPU's name in LLVM, like znver4")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; whoever reaches it can run code on this machine"
-    )
-
-    def run(options: argparse.Namespace) -> None:
-        from .tuning.fleet import serve
-
-        serve(options.tracker, options.key, options.host)
-
-    parser.set_defaults(run=run)
+from tvm_int8.errors import ConfigError
 
 
 def add_logs(commands: Any) -> None:
@@ -110,7 +44,7 @@ _COLUMNS = ("workload", "target", "template", "knobs", "us", "against heuristic"
 
 
 def _read(options: argparse.Namespace) -> Any:
-    from .tuning.log_file import read_log
+    from tvm_int8.tuning.log_file import read_log
 
     log = read_log(*options.logs)
     for problem in log.problems:
@@ -125,7 +59,7 @@ def _cells(record: Any) -> tuple[str, ...]:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from .report import table
+    from tvm_int8.report import table
 
     log = _read(options)
     records = log.records if options.all else log.best()
@@ -138,7 +72,7 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    from .tuning.log_file import write_log
+    from tvm_int8.tuning.log_file import write_log
 
     log = _read(options)
     unique = {record.to_json(): record for record in log.records}
@@ -147,7 +81,7 @@ def _merge(options: argparse.Namespace) -> None:
 
 
 def _best(options: argparse.Namespace) -> None:
-    from .tuning.log_file import write_log
+    from tvm_int8.tuning.log_file import write_log
 
     log = _read(options)
     records = sorted(log.best(), key=lambda record: (record.target, str(record.workload)))
@@ -156,7 +90,7 @@ def _best(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from .tuning.verify import verify
+    from tvm_int8.tuning.verify import verify
 
     log = _read(options)
     wrong = 0
@@ -171,7 +105,7 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from .tuning.log_file import write_text
+    from tvm_int8.tuning.log_file import write_text
 
     records = _read(options).best()
     rows = [_cells(record) for record in records]

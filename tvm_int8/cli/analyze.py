@@ -1,37 +1,30 @@
-"""The command ``tvm-int8 analyze``: where quantisation error comes from; see `cli`."""
+"""The command ``tvm-int8 analyze``: where quantisation error comes from."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from typing import Any
 
-from .cli_config import config_of
+from .config import add_config, config_of
+from .model import add_model, inputs_of, positive
 
 
-def add_analyze(
-    commands: Any,
-    add_model: Callable[[Any], None],
-    add_method: Callable[[Any], None],
-    inputs_of: Callable[[Any], dict],
-    count: Callable[[str], int],
-) -> None:
+def add_analyze(commands: Any) -> None:
     """Add ``analyze`` to the commands."""
     parser = commands.add_parser("analyze", help="tell layer by layer where quantisation error comes from")
     add_model(parser)
     parser.add_argument("--calibration", required=True, metavar="DATA.npz", help=".npz or .npy with typical inputs")
-    add_method(parser)
+    add_config(parser)
     parser.add_argument("--target", default="native", help="the CPU whose times count; estimated where it is not here")
-    parser.add_argument("--inputs", type=count, metavar="N", help="inputs to measure noise on, 8 by default")
+    parser.add_argument("--inputs", type=positive, metavar="N", help="inputs to measure noise on, 8 by default")
     parser.add_argument("--html", metavar="REPORT.html", help="write a page with pictures; needs matplotlib")
     parser.add_argument("--json", action="store_true", help="for programs")
 
     def run(options: argparse.Namespace) -> None:
         import tvm_int8
-
-        from .analysis.html import check_page
+        from tvm_int8.analysis.html import check_page
 
         if options.html:
             check_page(options.html)

@@ -1,4 +1,4 @@
-"""Options of quantisation on the command line, the same for every command that quantises; see `cli`."""
+"""Options of quantisation on the command line, the same for every command that quantises."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _OPTIONS = ("method", "exclude", "min_sqnr_db", "max_slowdown", "winograd")
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add them to a command."""
-    from .config import PRESETS, WINOGRAD
-    from .quantization.calibrators import calibrator_names
+    from tvm_int8.config import PRESETS, WINOGRAD
+    from tvm_int8.quantization.calibrators import calibrator_names
 
     parser.add_argument("--preset", choices=tuple(PRESETS), help="all options of quantisation at once")
     parser.add_argument("--method", choices=calibrator_names(), help="how ranges are made from calibration data")
@@ -34,7 +34,7 @@ def given_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def config_of(options: argparse.Namespace, **defaults: Any):
     """The config that was asked for: the preset, `defaults`, then single options; None if there are none of these."""
-    from .config import QuantizationConfig
+    from tvm_int8.config import QuantizationConfig
 
     given = given_options(options)
     if not (given or defaults or options.preset):

@@ -1,22 +1,16 @@
-"""The command ``tvm-int8 finetune``: trains a model for the bits it is given; see `cli`."""
+"""The command ``tvm-int8 finetune``: trains a model for the bits it is given."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
 from typing import Any
 
-from .cli_config import config_of
+from .config import add_config, config_of
+from .model import add_model, inputs_of, positive
 
 
-def add_finetune(
-    commands: Any,
-    add_model: Callable[[Any], None],
-    add_config: Callable[[Any], None],
-    inputs_of: Callable[[Any], dict],
-    positive: Callable[[str], int],
-) -> None:
+def add_finetune(commands: Any) -> None:
     """Add ``finetune`` to the commands."""
     parser = commands.add_parser("finetune", help="train a quantised model, with the rounding it has (needs PyTorch)")
     add_model(parser)

@@ -1,13 +1,13 @@
-"""The command ``tvm-int8 quantize``: a QDQ ONNX model for other runtimes; see `cli`."""
+"""The command ``tvm-int8 quantize``: a QDQ ONNX model for other runtimes."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
 from typing import Any
 
-from .cli_config import config_of
+from .config import add_config, config_of
+from .model import add_model, inputs_of
 
 RUNTIMES: dict[str, dict[str, Any]] = {
     "onnxruntime": {"per_channel_activations": False, "plain_convolutions": True},
@@ -17,12 +17,7 @@ RUNTIMES: dict[str, dict[str, Any]] = {
 """Options of quantisation by the runtime that is to compute in INT8, where its demands cost accuracy."""
 
 
-def add_quantize(
-    commands: Any,
-    add_model: Callable[[Any], None],
-    add_method: Callable[[Any], None],
-    inputs_of: Callable[[Any], dict],
-) -> None:
+def add_quantize(commands: Any) -> None:
     """Add ``quantize`` to the commands."""
     parser = commands.add_parser("quantize", help="quantise a model to QDQ ONNX, for any runtime")
     add_model(parser)
@@ -30,7 +25,7 @@ def add_quantize(
     parser.add_argument(
         "--calibration", metavar="FILE", help=".npz or .npy with typical inputs, or the table that calibrate wrote"
     )
-    add_method(parser)
+    add_config(parser)
     add_runtime(parser, "onnxruntime")
 
     def run(options: argparse.Namespace) -> None:

@@ -1,21 +1,15 @@
-"""The command ``tvm-int8 allocate``: gives every layer's weights as many bits as it needs; see `cli`."""
+"""The command ``tvm-int8 allocate``: gives every layer's weights as many bits as it needs."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
-from .cli_config import config_of
+from .config import add_config, config_of
+from .model import add_model, inputs_of, positive
 
 
-def add_allocate(
-    commands: Any,
-    add_model: Callable[[Any], None],
-    add_config: Callable[[Any], None],
-    inputs_of: Callable[[Any], dict],
-    positive: Callable[[str], int],
-) -> None:
+def add_allocate(commands: Any) -> None:
     """Add ``allocate`` to the commands."""
     parser = commands.add_parser("allocate", help="choose how many bits the weights of each layer have")
     add_model(parser)
