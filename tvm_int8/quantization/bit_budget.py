@@ -18,7 +18,7 @@ import numpy as np
 
 from tvm_int8.quantization.bit_widths import WeightBits
 from tvm_int8.quantization.choice_knapsack import solve
-from tvm_int8.quantization.closed_form import FRACTIONS, RealWidths
+from tvm_int8.quantization.closed_form import RealWidths
 
 ROUNDING = 1e-12
 """Of sums of floats."""
@@ -58,12 +58,17 @@ class Goal:
     budget: float | None = None
     allowed: float | None = None
 
+    @property
+    def limit(self) -> float:
+        """Of bits, with what sums of floats round; or of noise."""
+        limit = self.allowed if self.budget is None else self.budget * (1 + ROUNDING)
+        assert limit is not None
+        return limit
+
     def reached(self, items: Sequence[Item], widths: Widths) -> bool:
         """Whether a choice stays within the limit."""
-        if self.budget is not None:
-            return total_bits(items, widths) <= self.budget * (1 + ROUNDING)
-        assert self.allowed is not None
-        return total_noise(items, widths) <= self.allowed
+        total = total_noise if self.budget is None else total_bits
+        return total(items, widths) <= self.limit
 
 
 def total_bits(items: Sequence[Item], widths: Widths) -> float:
@@ -89,20 +94,14 @@ def equal(items: Sequence[Item], goal: Goal) -> Widths | None:
 
 
 def closed_form(items: Sequence[Item], goal: Goal) -> Widths | None:
-    """The paper's: noises in proportion to sizes; real numbers first, then rounded, see `RealWidths`."""
+    """The paper's: noises in proportion to sizes, real numbers (`RealWidths`), each then rounded up or down.
+
+    Which ones up, is chosen exactly: rounding all at the same fraction would leave bits unspent.
+    """
     real = RealWidths(np.array([item.count for item in items]), [item.noise for item in items])
-    best: tuple[float, Widths] | None = None
-    for fraction in FRACTIONS:
-        found = real.just(fraction, lambda widths: goal.reached(items, widths), goal.allowed is not None)
-        if found is None:
-            continue
-        widths = [_nearest(item, bits) for item, bits in zip(items, found, strict=True)]
-        if goal.budget is not None:
-            _spend(items, widths, goal)
-        value = total_noise(items, widths) if goal.budget is not None else total_bits(items, widths)
-        if best is None or value < best[0]:
-            best = value, widths
-    return None if best is None else best[1]
+    limited = real.within if goal.budget is not None else real.quiet
+    widths = limited(goal.limit)
+    return None if widths is None else _least(items, goal, real.neighbours(widths))
 
 
 def greedy(items: Sequence[Item], goal: Goal) -> Widths | None:
@@ -159,11 +158,15 @@ class _Steps:
 
 def optimal(items: Sequence[Item], goal: Goal) -> Widths | None:
     """The exact optimum of the additive model, see `choice_knapsack`."""
-    if goal.budget is not None:
-        budget = goal.budget * (1 + ROUNDING)
-        return solve([{b: (float(i.count * b), i.noise[b]) for b in i.noise} for i in items], budget)
-    assert goal.allowed is not None
-    return solve([{b: (i.noise[b], float(i.count * b)) for b in i.noise} for i in items], goal.allowed)
+    return _least(items, goal, [list(item.noise) for item in items])
+
+
+def _least(items: Sequence[Item], goal: Goal, options: Sequence[Sequence[float]]) -> Widths | None:
+    """The exact optimum where each item has some of its widths."""
+    costs = [{b: (float(i.count * b), i.noise[b]) for b in own} for i, own in zip(items, options, strict=True)]
+    if goal.budget is None:
+        costs = [{b: (noise, bits) for b, (bits, noise) in own.items()} for own in costs]
+    return solve(costs, goal.limit)
 
 
 METHODS: Mapping[str, Callable[[Sequence[Item], Goal], Widths | None]] = {
