@@ -9,8 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from tvm_int8 import winograd
 from tvm_int8.specs import LANES, Conv2d, WinogradConv2d
 
@@ -97,12 +95,13 @@ def _reading(weight_bytes: int, cpu: Cpu) -> float:
 def fastest(specs: Sequence[Conv2d], cpu: Cpu, measured: Measured = lambda spec: None) -> int:
     """Index of the algorithm that takes least time; the first one where others gain next to nothing.
 
-    Where all have been `measured`, that counts; what positions of 16 bits add to it is the model's.
+    Where the first and others have been `measured`, these alone count: nobody measures what the model expects nothing
+    of. What positions of 16 bits add is the model's.
     """
-    times = [time_of(spec, cpu) for spec in specs]
+    times = dict(enumerate(time_of(spec, cpu) for spec in specs))
     narrow = [replace(spec, wide=()) if isinstance(spec, WinogradConv2d) else spec for spec in specs]
-    found = [measured(spec) for spec in narrow]
-    if all(found):
-        times = [us * time / time_of(spec, cpu) for us, time, spec in zip(found, times, narrow, strict=True)]
-    best = int(np.argmin(times))
+    found = {i: us * times[i] / time_of(spec, cpu) for i, spec in enumerate(narrow) if (us := measured(spec))}
+    if 0 in found and len(found) > 1:
+        times = found
+    best = min(times, key=lambda index: times[index])
     return best if times[0] > MARGIN * times[best] else 0

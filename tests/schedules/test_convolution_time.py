@@ -63,6 +63,8 @@ def test_what_has_been_measured_counts():
     layers = ways(256, (56, 56))
     slow = dict(zip(layers, (10.0, 50.0, 9.0, 20.0), strict=True))
     assert fastest(layers, cpu("cascadelake"), slow.get) == 2
-    assert fastest(layers, cpu("cascadelake"), {**slow, layers[3]: None}.get) == 1
+    assert fastest(layers, cpu("cascadelake"), {**slow, layers[2]: None}.get) == 0
+    assert fastest(layers, cpu("cascadelake"), {layers[0]: 10.0}.get) == 1
+    assert fastest(layers, cpu("cascadelake"), {layers[2]: 9.0, layers[3]: 20.0}.get) == 1
     half = replace(layers[2], wide=tuple(range(12)))
     assert fastest([*layers[:2], half, layers[3]], cpu("cascadelake"), slow.get) == 0
