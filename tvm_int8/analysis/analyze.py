@@ -55,7 +55,7 @@ def analyze(
         Times are measured if its code runs on this machine, otherwise estimated.
     inputs : int
         Batches of the calibration data that noise and distributions are measured on, at most: as many as time
-        allows; 1 to 64.
+        allows; 1 to 128.
     input_shapes, input_dtype, input_mean, input_std, progress : as for `compile`
 
     Returns

@@ -25,7 +25,7 @@ from tvm_int8.quantization.sensitivity import Sensitivity, excluding, restricted
 from tvm_int8.quantization.simulated_network import SimulatedNetwork
 from tvm_int8.quantization.winograd_choice import choose_winograd
 
-LEARNING_INPUTS = 64
+LEARNING_INPUTS = 128
 """Inputs that weights are rounded for, and on which, time permitting, ranges and layers are compared."""
 
 
