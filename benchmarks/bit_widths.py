@@ -61,7 +61,8 @@ class Point:
     average_bits, size_bytes : float
         Of the weights.
     predicted_db, measured_db, test_db : float
-        SQNR of the outputs: noises of layers added up, all layers rounded, both on calibration inputs; on the test's.
+        SQNR of the outputs: noises of layers added up, all layers rounded, both on calibration inputs; on the test's,
+        of weights rounded in order.
     accuracy, equal_decisions : float or None
         On the test inputs, in [0, 1].
     seconds : float
@@ -139,7 +140,7 @@ class Sweep:
         if found is None:
             return None
         chosen = [item.widths(bits) for item, bits in zip(search.items, found.widths, strict=True)]
-        self.allocator.network.apply(self.allocator.quantizers_of(chosen))
+        self.allocator.network.apply(self.allocator.rounded_in_order(chosen))
         result = judge(self.reference, self._outputs(), self.labels)
         bits, predicted = (
             search.bits(found),

@@ -11,6 +11,7 @@ import tvm_int8
 from tests.small_networks import Network, draw
 from tvm_int8 import BitAllocation, ConfigError, QuantizationConfig, api
 from tvm_int8.allocation import Allocations, Request
+from tvm_int8.quantization import quantize
 from tvm_int8.quantization.bit_widths import BitWidths
 from tvm_int8.quantization.sqnr import sqnr_db
 
@@ -113,9 +114,12 @@ def test_predictions_hold(average):
 
 
 @pytest.mark.parametrize("average", [2.5, 4.5, 8])
-def test_modules_deliver_what_was_measured(average):
+def test_modules_deliver_at_least_what_was_measured(average):
+    """More where bits are few: weights are rounded in order then."""
     found = allocated(average_bits=average)
-    assert compiled_db(found) == pytest.approx(found.measured_sqnr_db, abs=1.0)
+    assert compiled_db(found) > found.measured_sqnr_db - 1
+    if average == 8:
+        assert compiled_db(found) < found.measured_sqnr_db + 1
 
 
 def test_exhaustive_search_finds_little_more():
@@ -159,7 +163,7 @@ def test_channels_have_bits_of_their_own():
         found, plain = (allocated(average_bits=average, per_channel=shares) for shares in (True, False))
         assert found.average_bits <= average
         assert found.measured_sqnr_db >= plain.measured_sqnr_db
-        assert compiled_db(found) == pytest.approx(found.measured_sqnr_db, abs=1.0)
+        assert compiled_db(found) > found.measured_sqnr_db - 1
     mixed = [row for row in found.weights if row.channel_bits is not None]
     assert mixed
     for row in mixed:
@@ -192,8 +196,9 @@ def test_mixed_weights_are_stored_at_their_widths(tmp_path):
     assert not sizes[1]
 
 
-def test_channels_are_rounded_as_in_a_layer_of_their_width():
+def test_channels_are_rounded_as_in_a_layer_of_their_width(monkeypatch):
     """Measured weights are put together from those of equal bits, compiled ones rounded at once."""
+    monkeypatch.setattr(quantize, "learn_weights_in_order", quantize.learn_weights)
     allocator = measured().allocator
     widths = {"/conv2": [2, 8, 3, 7, 4, 4, 6, 1]}
     config = QuantizationConfig(bits={**widths, "*": 8})

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from tvm_int8.quantization.learned_rounding import DAMPING, damped, learn_rounding, row_errors
+from tvm_int8.quantization.learned_rounding import learn_rounding, row_errors
+from tvm_int8.quantization.second_moments import DAMPING, damped
 
 
 def moments_of(inputs):

@@ -22,9 +22,10 @@ from tvm_int8.quantization.layer_noise import (
 )
 from tvm_int8.quantization.learned_weights import observe_moments
 from tvm_int8.quantization.output_noise import OutputNoise, affordable
-from tvm_int8.quantization.quantize import Quantization
+from tvm_int8.quantization.quantize import Quantization, few_bits
 from tvm_int8.quantization.second_moments import SecondMoments
 from tvm_int8.quantization.simulated_network import SimulatedNetwork
+from tvm_int8.quantization.weights_in_order import learn_weights_in_order
 
 SPARSE_WIDTHS = (2, 5)
 """Measured in large networks; noise at the others follows from the weights' own."""
@@ -118,7 +119,7 @@ class BitAllocator:
         return [noise.at(self.widths) for noise in found]
 
     def reached(self, weights: Sequence[WeightBits] | None, activations: Sequence[int] | None = None) -> float:
-        """Noise power over signal power at the outputs with these widths.
+        """Noise power over signal power at the outputs with these widths, every layer's weights rounded by themselves.
 
         weights : of the layers, or of every output channel of them, in order; None leaves them in FP32.
         activations : of `points`, in order; None for 8 bits everywhere.
@@ -128,6 +129,15 @@ class BitAllocator:
             self.network.apply(self.quantizers_of(weights, activations))
             self._known[key] = self.noise.measure()
         return self._known[key]
+
+    def rounded_in_order(self, weights: Sequence[WeightBits], activations: Sequence[int] | None = None) -> Quantizers:
+        """What a network of these widths has in the end: see `weights_in_order`; parameters as for `reached`."""
+        found, reference = self.quantizers_of(weights, activations), self.quantized.reference
+        few = few_bits(found, self.quantized.config) if self.weights.moments else []
+        if not few:
+            return found
+        arguments = reference.network, reference.batches, self._corrects, self.progress
+        return learn_weights_in_order(self.quantized.float_mod, found, *arguments, few)
 
     def quantizers_of(
         self, weights: Sequence[WeightBits] | None, activations: Sequence[int] | None = None

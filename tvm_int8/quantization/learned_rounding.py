@@ -16,8 +16,8 @@ from functools import cached_property
 
 import numpy as np
 
-DAMPING = 0.01
-"""Of the mean second moment, added to each: what a few inputs never showed may still come."""
+from tvm_int8.quantization.second_moments import damped
+
 SWEEPS = 2
 """Of coordinate descent, at most: few weights still move, and hardly any in a third."""
 Ends = int | np.ndarray
@@ -94,13 +94,6 @@ class Rounding:
                 columns[:, k + 1 :] -= np.outer(lost[:, k], factors[k, k + 1 :])
             open_columns[:, block.stop :] -= lost @ upper[block, block.stop :]
         return rounded
-
-
-def damped(moments: np.ndarray) -> np.ndarray:
-    """Second moments, float32 [K, K], with `DAMPING` on the diagonal."""
-    moments = np.array(moments, np.float32)
-    np.fill_diagonal(moments, moments.diagonal() + np.float32(DAMPING) * moments.diagonal().mean())
-    return moments
 
 
 def row_errors(error: np.ndarray, moments: np.ndarray) -> np.ndarray:

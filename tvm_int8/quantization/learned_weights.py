@@ -75,15 +75,17 @@ def observe_moments(
     for batch in tqdm(batches, "look at layers", unit="batch", disable=None if progress else True):
         tensors = network(batch)
         for name, found in moments.items():
-            found.update(_read(calls[name], tensors, quantizers))
+            found.update(read_of(calls[name], tensors, quantizers))
     return moments
 
 
-def _read(call: relax.Call, tensors: Mapping[str, np.ndarray], quantizers: Quantizers) -> np.ndarray:
+def read_of(
+    call: relax.Call, tensors: Mapping[str, np.ndarray], quantizers: Quantizers, rounded: bool = True
+) -> np.ndarray:
     """What a convolution multiplies its weights with, float32 [N, C, H, W]."""
     name = call.args[0].name
     values, quantizer, divisor = tensors[name], quantizers.activations.get(name), quantizers.divisor(call)
-    if quantizer is not None:
+    if quantizer is not None and rounded:
         values = quantizer.rounded(values)
     if divisor is not None:
         values = values / divisor.reshape(1, -1, 1, 1)
@@ -105,32 +107,33 @@ class LearnedLayer:
     """
 
     def __init__(self, call: relax.Call, moments: SecondMoments, correct_bias: bool):
-        self.call, self.correct_bias, self.mean = call, correct_bias, moments.mean
+        self.call, self.correct_bias, self.moments = call, correct_bias, moments
         met = moments.central if correct_bias else moments.products  # what is the same everywhere is corrected anyway
         self.groups = [Rounding(group) for group in met]
 
     def __call__(self, weight: WeightQuantizer) -> WeightQuantizer:
         """The weight with other integers, and, of few bits, other scales."""
-        learned = self._integers(weight) if weight.lowest is None else self._codes(weight)
+        exact = self._by_group(weight.exact)
+        wanted = self.moments.aim(exact, self.correct_bias)
+        learned = self._integers(weight, wanted) if weight.lowest is None else self._codes(weight, wanted)
         if not self.correct_bias:
             return replace(learned, correction=None)
-        error = self._by_group(learned.real - weight.exact)
-        correction = -np.einsum("gok,gk->go", error, self.mean).reshape(1, -1, 1, 1)
-        return replace(learned, correction=correction.astype(np.float32))
+        delivered = np.einsum("gok,gk->go", self._by_group(learned.real), self.moments.mean)
+        correction = np.einsum("gok,gk->go", exact, self.moments.exact_mean) - delivered
+        return replace(learned, correction=correction.reshape(1, -1, 1, 1).astype(np.float32))
 
-    def _integers(self, weight: WeightQuantizer) -> WeightQuantizer:
+    def _integers(self, weight: WeightQuantizer, wanted: np.ndarray) -> WeightQuantizer:
         scale, limit = (
             weight.scale.reshape(-1, 1, 1, 1) if weight.scale.ndim else weight.scale,
             weight_limit(weight.bits),
         )
-        exact = self._by_group(weight.exact / scale)
+        exact = wanted / self._by_group(np.broadcast_to(scale, weight.exact.shape))
         rows = [group.learn(own, -limit, limit) for group, own in zip(self.groups, exact, strict=True)]
         return replace(weight, values=np.stack(rows).reshape(weight.values.shape).astype(np.int8))
 
-    def _codes(self, weight: WeightQuantizer) -> WeightQuantizer:
+    def _codes(self, weight: WeightQuantizer, exact: np.ndarray) -> WeightQuantizer:
         """Few bits: round codes, then fit the scales to them by least squares, in turns."""
         outputs, levels = len(weight.values), weight.levels
-        exact = self._by_group(weight.exact)
         lowest, step, least, most, scale = (
             self._by_group(np.broadcast_to(array.reshape(-1, 1), (outputs, 1)).astype(np.float32))
             for array in (levels.lowest, levels.step, levels.least, levels.most, weight.scale)

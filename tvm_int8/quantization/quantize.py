@@ -23,6 +23,7 @@ from tvm_int8.quantization.range_search import search_ranges
 from tvm_int8.quantization.ranges import Reference, find_ranges
 from tvm_int8.quantization.sensitivity import Sensitivity, excluding, restricted
 from tvm_int8.quantization.simulated_network import SimulatedNetwork
+from tvm_int8.quantization.weights_in_order import learn_weights_in_order
 from tvm_int8.quantization.winograd_choice import choose_winograd
 
 LEARNING_INPUTS = 128
@@ -89,22 +90,32 @@ def quantize_network(
     if config.range_search:
         network = SimulatedNetwork(mod, quantizers)
         quantizers = search_ranges(mod, choice, network, reference.batches, progress)
-    learnt = _learnt(quantizers, config, reference)
-    if learnt:
-        corrects = config.bias_correction != "none"
-        quantizers = learn_weights(mod, quantizers, reference.network, reference.batches, corrects, progress, learnt)
+    quantizers = _learned(mod, quantizers, config, reference, progress)
     quantizers = replace(quantizers, winograd=choose_winograd(flow, quantizers, table, config))
     quantized = Quantization(mod, config, table, quantizers, reference, network)
     floats = _layers_in_float(quantized, progress)
     return quantized.without(floats) if floats else quantized
 
 
-def _learnt(quantizers: Quantizers, config: QuantizationConfig, reference: Reference) -> list[str]:
-    """The weights to round for data: all if asked to, those that were given fewer bits wherever there are data."""
-    if config.rounding == "learned":
-        return list(quantizers.weights)
-    wanted = config.bits is not None and config.rounding != "nearest" and reference.typical
-    return [name for name, weight in quantizers.weights.items() if wanted and weight.bits < config.weight_bits]
+def _learned(
+    mod: tvm.IRModule, quantizers: Quantizers, config: QuantizationConfig, reference: Reference, progress: bool
+) -> Quantizers:
+    """Weights rounded for data: all if asked to; those that were given fewer bits in order, wherever there are data."""
+    corrects = config.bias_correction != "none"
+    asked = config.rounding == "learned"
+    few = few_bits(quantizers, config) if asked or reference.typical else []
+    many = [name for name in quantizers.weights if asked and name not in few]
+    for learn, names in ((learn_weights, many), (learn_weights_in_order, few)):
+        if names:
+            quantizers = learn(mod, quantizers, reference.network, reference.batches, corrects, progress, names)
+    return quantizers
+
+
+def few_bits(quantizers: Quantizers, config: QuantizationConfig) -> list[str]:
+    """The weights that were given fewer bits than the others have, and are not to be rounded to nearest."""
+    if config.bits is None or config.rounding == "nearest":
+        return []
+    return [name for name, weight in quantizers.weights.items() if weight.bits < config.weight_bits]
 
 
 def needs_data(config: QuantizationConfig) -> list[str]:

@@ -1,0 +1,62 @@
+"""Weights of few bits, rounded layer after layer, each for what the rounded layers in front of it deliver.
+
+`learn_weights` rounds every layer for what the float network delivers, so errors of the layers in front stay. Here the
+float network's results y W' are what a layer is to deliver from rounded data x: the weights that come nearest are not W
+but  W (1 + E[(y - x) x'] E[x x']^-1), and it is these that are rounded, for E[x x'] (`PairedMoments`). That makes good
+what can be told from x, as in GPTQ's layers in order (Frantar et al. 2022, arXiv:2210.17323), whose targets, too, are
+those of the float network in Li et al., *GPTAQ: efficient finetuning-free quantization for asymmetric calibration*,
+2025 (arXiv:2504.02692). Only strictly in order: two layers that did not see each other's correction would both make
+the same correction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import tvm
+from tqdm import tqdm
+
+from tvm_int8.passes.dataflow import Dataflow
+from tvm_int8.passes.quantizers import Quantizers
+from tvm_int8.quantization.calibrate import Run
+from tvm_int8.quantization.learned_weights import LearnedLayer, learn_weights, read_of
+from tvm_int8.quantization.output_noise import Batch, affordable
+from tvm_int8.quantization.second_moments import PairedMoments
+from tvm_int8.quantization.simulated_network import SimulatedNetwork
+
+FEWEST_INPUTS = 32
+"""Of those there are, to round in order for: large networks, which can be run less often, are rounded at once."""
+
+
+def learn_weights_in_order(
+    mod: tvm.IRModule,
+    quantizers: Quantizers,
+    network: Run,
+    batches: Sequence[Batch],
+    correct_bias: bool = True,
+    progress: bool = True,
+    names: Collection[str] | None = None,
+) -> Quantizers:
+    """Round weights again, in the order of the network; parameters and result as for `learn_weights`.
+
+    Takes two runs of the network, float and rounded, per layer and input; where that takes too long for
+    `FEWEST_INPUTS`, it is `learn_weights`.
+    """
+    flow = Dataflow(mod)
+    chosen = quantizers.weights if names is None else names
+    calls = {b.var.name: b.value for b in flow.bindings if b.var.name in chosen and PairedMoments.applies(b.value)}
+    reads = dict.fromkeys(call.args[0].name for call in calls.values())
+    simulated = SimulatedNetwork(mod, quantizers, list(reads))
+    seen = affordable(simulated, batches, 2 * len(calls))
+    if len(seen) < min(FEWEST_INPUTS, len(batches)):
+        return learn_weights(mod, quantizers, network, batches, correct_bias, progress, names)
+    learned = {name: weight for name, weight in quantizers.weights.items() if name not in calls}
+    for name, call in tqdm(calls.items(), "round weights", unit="layer", disable=None if progress else True):
+        simulated.apply(replace(quantizers, weights=learned))
+        moments = PairedMoments(call, len(seen))
+        for batch in seen:
+            rounded = read_of(call, simulated(batch), quantizers)
+            moments.update_both(rounded, read_of(call, network(batch), quantizers, rounded=False))
+        learned[name] = LearnedLayer(call, moments, correct_bias)(quantizers.weights[name])
+    return replace(quantizers, weights={name: learned[name] for name in quantizers.weights})
