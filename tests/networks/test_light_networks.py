@@ -64,11 +64,14 @@ def test_fp32_matches_onnxruntime(light: Light, run_all):
 
 @pytest.mark.parametrize("light", marked(NAMES), indirect=True)
 def test_int8_is_as_exact_as_onnxruntime(light: Light, run_all):
-    """Same calibration inputs for both, noise measured at the logits; nothing that multiplies stays in FP32."""
+    """Same calibration inputs for both, noise measured at the logits; nothing that multiplies stays in FP32.
+
+    Quantisers are compared: what tiles may lose on top is an option (test_winograd).
+    """
     model = logits_model(light.model)
     reference = run_all(peers.ort_fp32(model, [], 1).infer, light.inputs)
     theirs = metrics.sqnr_db(reference, run_all(peers.ort_int8(model, light.calibration, 1).infer, light.inputs))
-    module = tvm_int8.compile(model, calibration=light.calibration)
+    module = tvm_int8.compile(model, calibration=light.calibration, quantization={"winograd": "off"})
     ours = metrics.sqnr_db(reference, run_all(module, light.inputs))
     assert ours >= theirs, f"{light.name}: SQNR {ours:.2f} dB, ONNX Runtime {theirs:.2f} dB"
     assert left_in_fp32(module) == []

@@ -138,13 +138,16 @@ def test_fp32_matches_onnxruntime(network: Scaled, run_all):
 
 @pytest.mark.parametrize("network", marked(NAMES), indirect=True)
 def test_int8_is_as_exact_as_onnxruntime(network: Scaled, run_all):
-    """Same calibration inputs for both; nothing that multiplies stays in FP32."""
+    """Same calibration inputs for both; nothing that multiplies stays in FP32.
+
+    Quantisers are compared: what tiles may lose on top is an option (test_winograd).
+    """
     import tvm_int8
 
     model, inputs = network.model, network.inputs
     reference = run_all(peers.ort_fp32(model, [], 1).infer, inputs)
     theirs = metrics.sqnr_db(reference, run_all(peers.ort_int8(model, network.calibration, 1).infer, inputs))
-    module = tvm_int8.compile(model, calibration=network.calibration)
+    module = tvm_int8.compile(model, calibration=network.calibration, quantization={"winograd": "off"})
     ours = metrics.sqnr_db(reference, run_all(module, inputs))
     assert ours >= theirs, f"{network.name}: SQNR {ours:.2f} dB, ONNX Runtime {theirs:.2f} dB"
     assert left_in_fp32(module) == []
