@@ -142,8 +142,13 @@ def test_where_it_takes_too_long_all_are_rounded_at_once(case, monkeypatch):
 
 
 def test_few_inputs_are_all_there_is(case, monkeypatch):
-    seen = []
     monkeypatch.setattr(case, "batches", case.batches[:4])
-    monkeypatch.setattr(weights_in_order, "learn_weights", lambda *_, **__: seen.append(1))
-    assert case.learn(learn_weights_in_order).weights
-    assert seen == []
+    found, alone = case.learn(learn_weights_in_order).weights, case.learn(learn_weights).weights
+    assert any((found[name].values != weight.values).any() for name, weight in alone.items())
+
+
+def test_the_less_noisy_of_both_counts(case, monkeypatch):
+    monkeypatch.setattr(second_moments, "CORRECTED", 30.0)
+    found, alone = case.learn(learn_weights_in_order).weights, case.learn(learn_weights).weights
+    for name, weight in alone.items():
+        np.testing.assert_array_equal(found[name].values, weight.values)

@@ -14,14 +14,15 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+import numpy as np
 import tvm
 from tqdm import tqdm
 
 from tvm_int8.passes.dataflow import Dataflow
-from tvm_int8.passes.quantizers import Quantizers
+from tvm_int8.passes.quantizers import Quantizers, WeightQuantizer
 from tvm_int8.quantization.calibrate import Run
 from tvm_int8.quantization.learned_weights import LearnedLayer, learn_weights, read_of
-from tvm_int8.quantization.output_noise import Batch, affordable
+from tvm_int8.quantization.output_noise import Batch, OutputNoise, affordable
 from tvm_int8.quantization.second_moments import PairedMoments
 from tvm_int8.quantization.simulated_network import SimulatedNetwork
 
@@ -41,22 +42,43 @@ def learn_weights_in_order(
     """Round weights again, in the order of the network; parameters and result as for `learn_weights`.
 
     Takes two runs of the network, float and rounded, per layer and input; where that takes too long for
-    `FEWEST_INPUTS`, it is `learn_weights`.
+    `FEWEST_INPUTS`, or makes more noise at the outputs, it is `learn_weights`. So it is for layers with channels
+    of more than 6 bits, whose scales are not fitted to what they become.
     """
-    flow = Dataflow(mod)
-    chosen = quantizers.weights if names is None else names
-    calls = {b.var.name: b.value for b in flow.bindings if b.var.name in chosen and PairedMoments.applies(b.value)}
+    alone = learn_weights(mod, quantizers, network, batches, correct_bias, progress, names)
+    chosen = [name for name in names or quantizers.weights if _has_few_bits(quantizers.weights[name])]
+    bindings = Dataflow(mod).bindings
+    calls = {b.var.name: b.value for b in bindings if b.var.name in chosen and PairedMoments.applies(b.value)}
+    if not calls:
+        return alone
     reads = dict.fromkeys(call.args[0].name for call in calls.values())
     simulated = SimulatedNetwork(mod, quantizers, list(reads))
     seen = affordable(simulated, batches, 2 * len(calls))
     if len(seen) < min(FEWEST_INPUTS, len(batches)):
-        return learn_weights(mod, quantizers, network, batches, correct_bias, progress, names)
-    learned = {name: weight for name, weight in quantizers.weights.items() if name not in calls}
+        return alone
+    learned = {name: weight for name, weight in alone.weights.items() if name not in calls}
     for name, call in tqdm(calls.items(), "round weights", unit="layer", disable=None if progress else True):
         simulated.apply(replace(quantizers, weights=learned))
         moments = PairedMoments(call, len(seen))
         for batch in seen:
             rounded = read_of(call, simulated(batch), quantizers)
-            moments.update_both(rounded, read_of(call, network(batch), quantizers, rounded=False))
+            moments.update_both(rounded, read_of(call, network(dict(batch)), quantizers, rounded=False))
         learned[name] = LearnedLayer(call, moments, correct_bias)(quantizers.weights[name])
-    return replace(quantizers, weights={name: learned[name] for name in quantizers.weights})
+    in_order = replace(quantizers, weights={name: learned[name] for name in quantizers.weights})
+    return min(in_order, alone, key=_Noise(simulated, seen))
+
+
+def _has_few_bits(weight: WeightQuantizer) -> bool:
+    """Whether all its channels do."""
+    return weight.lowest is not None and bool(np.all(weight.levels.step > 1))
+
+
+class _Noise:
+    """Of a network's outputs, by what rounds it."""
+
+    def __init__(self, network: SimulatedNetwork, batches: Sequence[Batch]):
+        self.network, self.noise = network, OutputNoise(network, batches)
+
+    def __call__(self, quantizers: Quantizers) -> float:
+        self.network.apply(quantizers)
+        return self.noise.measure()
