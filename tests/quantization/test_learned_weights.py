@@ -210,3 +210,21 @@ def test_other_rounding_of_the_same_weights_is_no_better():
         if name != "up"
     ]
     assert np.median(ratios) > 1
+
+
+def test_channels_of_seven_and_eight_bits_have_limits_of_their_own():
+    batches = floats(16, 0)
+    every = {"*": [7, 8]}
+    network = calibrated(module(two_outputs, x=(1, 3, 7, 7)), batches, rounding="nearest", bits=every)
+    (name,) = network.quantizers.weights
+    before = network.quantizers.weights[name]
+    assert before.channel_bits == (7, 8)
+    look = NumpyNetwork(network.mod, ["x"])
+    learnt = learn_weights(network.mod, network.quantizers, look, batches, progress=False).weights[name]
+    reach = np.abs(learnt.values.astype(int)).reshape(2, -1).max(1)
+    assert reach[0] <= 63 < reach[1] <= 127
+    assert np.abs(learnt.real - learnt.exact).max() < 4 * learnt.scale.max()
+
+
+def two_outputs(emit, x):
+    return emit(op.nn.conv2d(x, const(2, 3, 3, 3), padding=1), "stem")

@@ -127,21 +127,18 @@ class LearnedLayer:
 
         Channels of few bits have their scales fitted to them.
         """
-        exact, limit = self._by_group(weight.exact), weight_limit(weight.bits)
         scale = np.broadcast_to(weight.scale.reshape(-1, 1), (len(weight.values), 1))
-        reach = self._by_group(scale * limit)
+        reach = self._by_group(scale * _limits(weight))
         if weight.lowest is not None:
             few = weight.levels.step > 1
             reach = self._by_group(np.where(few, np.inf, scale[:, 0] * weight.levels.most).reshape(-1, 1))
-        return np.where(np.abs(wanted).max(2, keepdims=True) > reach, exact, wanted)
+        return np.where(np.abs(wanted).max(2, keepdims=True) > reach, self._by_group(weight.exact), wanted)
 
     def _integers(self, weight: WeightQuantizer, wanted: np.ndarray) -> WeightQuantizer:
-        scale, limit = (
-            weight.scale.reshape(-1, 1, 1, 1) if weight.scale.ndim else weight.scale,
-            weight_limit(weight.bits),
-        )
+        scale = weight.scale.reshape(-1, 1, 1, 1) if weight.scale.ndim else weight.scale
         exact = wanted / self._by_group(np.broadcast_to(scale, weight.exact.shape))
-        rows = [group.learn(own, -limit, limit) for group, own in zip(self.groups, exact, strict=True)]
+        limits = self._by_group(_limits(weight))
+        rows = [group.learn(own, -most, most) for group, own, most in zip(self.groups, exact, limits, strict=True)]
         return replace(weight, values=np.stack(rows).reshape(weight.values.shape).astype(np.int8))
 
     def _codes(self, weight: WeightQuantizer, exact: np.ndarray) -> WeightQuantizer:
@@ -171,6 +168,12 @@ class LearnedLayer:
     def _by_group(self, array: np.ndarray) -> np.ndarray:
         """[O, ...] as [G, O / G, K]."""
         return array.reshape(len(self.groups), len(array) // len(self.groups), -1)
+
+
+def _limits(weight: WeightQuantizer) -> np.ndarray:
+    """The largest integer of every output channel, [O, 1]."""
+    bits = weight.channel_bits or [weight.bits] * len(weight.values)
+    return np.array([[weight_limit(own)] for own in bits], np.float32)
 
 
 def _fitted(moments: np.ndarray, exact: np.ndarray, values: np.ndarray, scale: np.ndarray) -> np.ndarray:
