@@ -110,11 +110,13 @@ def test_outputs_have_less_noise_on_new_inputs(case):
 
 
 def test_the_first_layer_has_nothing_to_make_good(case):
+    """But for what rounding the image to 8 bits lost."""
     first = case.learn(learn_weights_in_order, names=["stem"]).weights
     alone = case.learn(learn_weights, names=["stem"]).weights
     assert [name for name, w in first.items() if w is not case.network.quantizers.weights[name]] == ["stem"]
-    exact, found = (w["stem"].real for w in (alone, first))
-    assert np.abs(exact - found).max() <= 3 * np.abs(exact).max() / 4  # only what rounding its input lost
+    assert (first["stem"].values == alone["stem"].values).mean() > 0.9
+    later = case.learn(learn_weights_in_order).weights
+    assert (later["grouped"].values == case.learn(learn_weights).weights["grouped"].values).mean() < 0.9
 
 
 def test_what_is_kept(case):

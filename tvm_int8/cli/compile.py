@@ -9,7 +9,7 @@ from typing import Any
 import tvm_int8
 from tvm_int8.errors import ConfigError
 
-from .config import add_config, config_of
+from .config import add_calibration, add_config, config_of
 from .model import add_model, inputs_of, positive
 
 
@@ -21,9 +21,7 @@ def add_compile(commands: Any) -> None:
     parser.add_argument(
         "--target", default="native", help='"native" (the default), a CPU like znver4, or "llvm -mcpu=cascadelake"'
     )
-    parser.add_argument(
-        "--calibration", metavar="FILE", help=".npz or .npy with typical inputs, or the table that calibrate wrote"
-    )
+    add_calibration(parser)
     add_config(parser)
     parser.add_argument("--bits", metavar="BITS.json", help="what allocate wrote; by default 8 for all")
     parser.add_argument("--float32", action="store_true", help="do not quantise")

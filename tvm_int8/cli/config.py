@@ -27,6 +27,13 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--winograd", choices=WINOGRAD, help="3x3 convolutions by transformed tiles")
 
 
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    """Add the data that ranges come from, for a command that can do without."""
+    parser.add_argument(
+        "--calibration", metavar="FILE", help=".npz or .npy with typical inputs, or the table that calibrate wrote"
+    )
+
+
 def given_options(options: argparse.Namespace) -> dict[str, Any]:
     """The single options that were given."""
     return {name: value for name in _OPTIONS if (value := getattr(options, name)) is not None}

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from .config import add_config, config_of
+from .config import add_calibration, add_config, config_of
 from .model import add_model, inputs_of
 
 RUNTIMES: dict[str, dict[str, Any]] = {
@@ -22,9 +22,7 @@ def add_quantize(commands: Any) -> None:
     parser = commands.add_parser("quantize", help="quantise a model to QDQ ONNX, for any runtime")
     add_model(parser)
     parser.add_argument("-o", "--output", required=True, metavar="INT8.onnx", help="the model to write")
-    parser.add_argument(
-        "--calibration", metavar="FILE", help=".npz or .npy with typical inputs, or the table that calibrate wrote"
-    )
+    add_calibration(parser)
     add_config(parser)
     add_runtime(parser, "onnxruntime")
 

@@ -114,25 +114,13 @@ class LearnedLayer:
     def __call__(self, weight: WeightQuantizer) -> WeightQuantizer:
         """The weight with other integers, and, of few bits, other scales."""
         exact = self._by_group(weight.exact)
-        wanted = self._in_reach(self.moments.aim(exact, self.correct_bias), weight)
+        wanted = self.moments.aim(exact, self.correct_bias)
         learned = self._integers(weight, wanted) if weight.lowest is None else self._codes(weight, wanted)
         if not self.correct_bias:
             return replace(learned, correction=None)
         delivered = np.einsum("gok,gk->go", self._by_group(learned.real), self.moments.mean)
         correction = np.einsum("gok,gk->go", exact, self.moments.exact_mean) - delivered
         return replace(learned, correction=correction.reshape(1, -1, 1, 1).astype(np.float32))
-
-    def _in_reach(self, wanted: np.ndarray, weight: WeightQuantizer) -> np.ndarray:
-        """Weights to come near [G, O, K]: the float network's where scales, which stay, leave no room for others.
-
-        Channels of few bits have their scales fitted to them.
-        """
-        scale = np.broadcast_to(weight.scale.reshape(-1, 1), (len(weight.values), 1))
-        reach = self._by_group(scale * _limits(weight))
-        if weight.lowest is not None:
-            few = weight.levels.step > 1
-            reach = self._by_group(np.where(few, np.inf, scale[:, 0] * weight.levels.most).reshape(-1, 1))
-        return np.where(np.abs(wanted).max(2, keepdims=True) > reach, self._by_group(weight.exact), wanted)
 
     def _integers(self, weight: WeightQuantizer, wanted: np.ndarray) -> WeightQuantizer:
         scale = weight.scale.reshape(-1, 1, 1, 1) if weight.scale.ndim else weight.scale
