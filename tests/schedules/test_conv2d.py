@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from tests.schedules.kernel_testing import CASCADELAKE, ZNVER4, assembly, assert_exact, random_array
+from tests.schedules.kernel_testing import CASCADELAKE, NATIVE, ZNVER4, assembly, assert_exact, random_array
 from tvm_int8.schedules.conv2d import Conv2dRule
 from tvm_int8.schedules.cpu import Cpu
 from tvm_int8.schedules.rule import Constants
@@ -79,7 +79,7 @@ def constants_for(spec, seed=0):
     return Constants(weight, rng.integers(-8, 8, o).astype(np.float32), channels)
 
 
-def check(spec, cpu=ZNVER4, knobs=None, **kw):
+def check(spec, cpu=NATIVE, knobs=None, **kw):
     inputs = None
     if spec.inputs[0].dtype == "float32":
         rng = np.random.default_rng(1)

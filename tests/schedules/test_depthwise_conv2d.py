@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.schedules.kernel_testing import CASCADELAKE, ZNVER4, assembly, assert_exact, random_array
+from tests.schedules.kernel_testing import CASCADELAKE, NATIVE, ZNVER4, assembly, assert_exact, random_array
 from tvm_int8.schedules.cpu import Cpu
 from tvm_int8.schedules.depthwise_conv2d import DepthwiseConv2dRule
 from tvm_int8.schedules.depthwise_interleaved import can_interleave
@@ -14,7 +14,7 @@ from tvm_int8.schedules.rule import Constants
 from tvm_int8.specs import Conv2d, Operand, Output, Program, Tensor
 
 U8 = Output("uint8", 3, -3, 252)
-ONE_THREAD = Cpu("znver4", "avx512vnni", 512, 32, threads=1)
+ONE_THREAD = replace(NATIVE, threads=1)
 RESIDUAL = Operand("tensor", "uint8", 7)
 
 
@@ -57,7 +57,7 @@ def constants_for(spec):
     return Constants(weight, rng.integers(-8, 8, c).astype(np.float32), channels)
 
 
-def check(spec, cpu=ZNVER4, inputs=None, **options):
+def check(spec, cpu=NATIVE, inputs=None, **options):
     if spec.inputs[0].dtype == "float32":
         rng = np.random.default_rng(1)
         inputs = [rng.integers(-8, 8, t.shape).astype(t.dtype) for t in spec.inputs]
@@ -101,7 +101,6 @@ SHAPES = {
 }
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes(shape, dtype):
@@ -109,7 +108,6 @@ def test_shapes(shape, dtype):
     check(spec_of(**SHAPES[shape], dtype=dtype, output=output))
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("shape", ["3x3", "3x3 stride 2", "3x3 stride 3", "5x5", "one row", "many rows"])
 @pytest.mark.parametrize("channels", [16, 40])
 def test_padding_holds_every_channels_own_zero_point(shape, channels):
@@ -118,7 +116,6 @@ def test_padding_holds_every_channels_own_zero_point(shape, channels):
     assert_exact(DepthwiseConv2dRule(), spec, replace(constants_for(spec), pad=pad))
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("cpu", [CASCADELAKE, ONE_THREAD], ids=["cascadelake", "one thread"])
 @pytest.mark.parametrize("strides", [1, 2, 3])
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
@@ -127,7 +124,6 @@ def test_cpus(cpu, strides, dtype):
     check(spec_of(c=40, n=2, hw=(15, 18), strides=strides, dtype=dtype, output=output), cpu)
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("chunks, rows", [(1, 1), (1, 4), (2, 3), (3, 3), (11, 1), (4, 2)])
 @pytest.mark.parametrize("strides", [1, 2])
 def test_knobs(chunks, rows, strides):
@@ -135,7 +131,6 @@ def test_knobs(chunks, rows, strides):
     check(spec_of(hw=hw, strides=strides), knobs={"chunks": chunks, "rows": rows})
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("data, weight", [(255, -128), (255, 127), (0, -128), (0, 127)])
 def test_extremes(data, weight):
     spec = spec_of(kernel=5, hw=(8, 8), output=Output("float32"))
@@ -170,7 +165,6 @@ OUTPUTS = {
 }
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_programs(program, output):
@@ -178,7 +172,6 @@ def test_programs(program, output):
     check(spec_of(n=2, c=24, hw=(5, 6), operands=operands, steps=steps, output=OUTPUTS[output]))
 
 
-@pytest.mark.isa("avx512vnni")
 def test_conversion_overflow_saturates():
     spec = spec_of(output=Output("uint8", 3, -3, 252))
     scale = np.resize(np.float32([1e6, -1e6]), 16)
@@ -195,11 +188,11 @@ def test_plain_body_without_vnni():
 @pytest.mark.parametrize("strides, gathers", [(1, 0), (2, 3)])
 def test_instructions(strides, gathers):
     """Per input row eight unpacks (and a gather per tap), per output row twelve dot products; nothing spilled."""
-    spec = spec_of(c=64, hw=(28, 28), strides=strides)
+    spec, cpu = spec_of(c=64, hw=(28, 28), strides=strides), replace(ZNVER4, threads=1)
     kernel = DepthwiseConv2dRule().build(
-        spec, constants_for(spec), ONE_THREAD, {"body": "interleaved", "chunks": 1, "rows": 7}
+        spec, constants_for(spec), cpu, {"body": "interleaved", "chunks": 1, "rows": 7}
     )
-    assert can_interleave(spec, ONE_THREAD)
+    assert can_interleave(spec, cpu)
     text, rows_in = assembly(kernel), 6 * strides + 3
 
     def count(name):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tests.schedules.kernel_testing import CASCADELAKE, ZNVER4, assembly, assert_exact, random_array, run_kernel
+from tests.schedules.kernel_testing import CASCADELAKE, NATIVE, ZNVER4, assembly, assert_exact, random_array, run_kernel
 from tvm_int8.schedules.elementwise import ElementwiseRule
 from tvm_int8.schedules.rule import Constants
 from tvm_int8.specs import Elementwise, Operand, Output, Program, Tensor
@@ -53,7 +53,7 @@ def constants(program, channels, seed=0):
     return Constants(channels=[rng.standard_normal(channels).astype(np.float32) for _ in range(count)])
 
 
-def check(program, shape, output, cpu=ZNVER4, **blocks):
+def check(program, shape, output, cpu=NATIVE, **blocks):
     return assert_exact(RULE, order(program, shape, output, **blocks), constants(program, shape[1]), cpu=cpu)
 
 
@@ -81,7 +81,7 @@ def test_packed_outputs(program, output):
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 56, 56), (3, 40, 33, 31), (1, 16, 1, 3), (2, 17, 1, 1)])
-@pytest.mark.parametrize("cpu", [ZNVER4, CASCADELAKE], ids=lambda cpu: cpu.name)
+@pytest.mark.parametrize("cpu", [NATIVE, CASCADELAKE], ids=lambda cpu: cpu.name)
 def test_shapes_and_cpus(shape, cpu):
     for program in (ADD, SCALE_SHIFT_RELU, ALL_KINDS):
         check(program, shape, U8, cpu)
@@ -131,7 +131,7 @@ def test_image_padding_is_real_zero():
     for output, zero in ((U8, 7), (F32, 0)):
         spec = order(program, (1, 3, 9, 7), output, block=0, out_block=4)
         inputs = [random_array(spec.inputs[0], np.random.default_rng(0))]
-        out = run_kernel(RULE.build(spec, Constants(), ZNVER4), spec, inputs)
+        out = run_kernel(RULE.build(spec, Constants(), NATIVE), spec, inputs)
         assert (out[..., 3] == zero).all()
 
 

@@ -1,9 +1,11 @@
 """ImageRule: images of bytes to NHW4c, with and without borders, to the last bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from tests.schedules.kernel_testing import CASCADELAKE, ZNVER4, assert_exact, run_kernel
+from tests.schedules.kernel_testing import CASCADELAKE, NATIVE, ZNVER4, assert_exact, run_kernel
 from tvm_int8.schedules.cpu import Cpu
 from tvm_int8.schedules.image import ImageRule
 from tvm_int8.schedules.rule import Constants
@@ -53,7 +55,7 @@ def test_borders(channels, hw, target, start):
     assert_exact(RULE, window(channels, hw, target, start, n=2, pad_value=9))
 
 
-@pytest.mark.parametrize("cpu", [CASCADELAKE, Cpu("znver4", "avx512vnni", 512, 32, threads=1)])
+@pytest.mark.parametrize("cpu", [CASCADELAKE, replace(NATIVE, threads=1)])
 def test_cpus(cpu):
     assert_exact(RULE, packed(3, (140, 130)), cpu=cpu)
     assert_exact(RULE, window(3, (140, 130), (146, 136), (-3, -3)), Constants(pad=np.uint8([1, 2, 3])), cpu=cpu)
@@ -67,7 +69,7 @@ def test_256_bits():
 
 def test_lanes_behind_the_last_channel_are_zero():
     spec = window(3, (5, 20), (7, 22), (-1, -1))
-    kernel = RULE.build(spec, Constants(pad=np.uint8([1, 2, 3])), ZNVER4)
+    kernel = RULE.build(spec, Constants(pad=np.uint8([1, 2, 3])), NATIVE)
     found = run_kernel(kernel, spec, [np.full((1, 3, 5, 20), 255, np.uint8)])
     assert not found[..., 3].any()
 

@@ -9,14 +9,13 @@ from tvm import relax, tirx
 from tvm.relax import op
 from tvm.tirx.script import builder as T
 
-from tests.schedules.kernel_testing import guarded, runnable
+from tests.schedules.kernel_testing import NATIVE, ZNVER4, guarded, runnable
 from tvm_int8.schedules import island_math
 from tvm_int8.schedules.cpu import Cpu
 from tvm_int8.schedules.island_expressions import i64
 from tvm_int8.schedules.islands import ISLAND, UNSCHEDULED, schedule_island
 from tvm_int8.schedules.vector import KernelBuilder
 
-ZNVER4 = Cpu("znver4", "avx512vnni", 512, 32, threads=2)
 HASWELL = Cpu("haswell", "none", 256, 16, threads=2)
 CPUS = [
     pytest.param(ZNVER4, id="znver4", marks=pytest.mark.isa("avx512f", "avx512bw", "avx512vl", "avx512vnni")),
@@ -62,7 +61,7 @@ def assert_scheduled(func: tirx.PrimFunc) -> None:
     assert ("T.vectorized" in text) != (UNSCHEDULED in func.attrs)
 
 
-def check(call, expected, *inputs: np.ndarray, cpu: Cpu = ZNVER4, tolerance: float = 1e-6) -> tirx.PrimFunc:
+def check(call, expected, *inputs: np.ndarray, cpu: Cpu = NATIVE, tolerance: float = 1e-6) -> tirx.PrimFunc:
     func = legalized(call, *((a.shape, str(a.dtype)) for a in inputs))
     scheduled = schedule_island(func, "island", cpu)
     assert_scheduled(scheduled)
@@ -89,7 +88,6 @@ def softmax(x, axis):
     return e / e.sum(axis, keepdims=True)
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_elementwise(shape):
     x, y = values(*shape), values(*shape, seed=1)
@@ -106,7 +104,6 @@ def test_elementwise(shape):
     check(op.where, np.where(mask, x, y), mask, x, y)
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize(("shape", "axis"), [(s, a) for s in SHAPES for a in range(len(s)) if s != SHAPES[-1]], ids=str)
 def test_reductions(shape, axis):
     x, integers = values(*shape), values(*shape, dtype="int32")
@@ -118,7 +115,6 @@ def test_reductions(shape, axis):
     check(lambda a: op.nn.log_softmax(a, axis), np.log(softmax(x, axis)), x)
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("shape", [s for s in SHAPES if len(s) > 1], ids=str)
 def test_data_movement(shape):
     for dtype in ("float32", "uint8"):
@@ -137,7 +133,6 @@ def test_data_movement(shape):
         check(lambda a, i: op.take(a, i, axis=-1, mode="clip"), x.take(index, -1), x, index)
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("shape", [(1, 24, 56, 56), (2, 5, 13, 11)], ids=str)
 def test_broadcasting_and_normalisation(shape):
     x, scale, row = values(*shape), values(1, shape[1], 1, 1, seed=2), values(shape[-1], seed=3)
@@ -171,7 +166,6 @@ def test_convolutions(cpu):
     check(lambda a, w: op.nn.conv3d(a, w), np.einsum("ncdhwijk,ocijk->nodhw", windows, weight), x, weight, cpu=cpu)
 
 
-@pytest.mark.isa("avx512vnni")
 def test_long_reductions_are_cut_in_tasks():
     x = values(1, 3, 400, 500)
     scheduled = check(lambda a: op.sum(a), x.sum(dtype=np.float64), x)
@@ -181,7 +175,6 @@ def test_long_reductions_are_cut_in_tasks():
     check(lambda a: op.nn.softmax(a, 0), softmax(x.reshape(3, -1), 0), x.reshape(3, -1))
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1)], ids=str)
 def test_a_single_element_says_so(shape):
     x = values(*shape)
@@ -202,7 +195,7 @@ def test_what_cannot_be_scheduled_stays_and_says_why():
     scatter = legalized(
         lambda a, i, u: op.scatter_elements(a, i, u, 1), ((10, 20), "float32"), ((10, 1), "int64"), ((10, 1), "float32")
     )
-    left = schedule_island(scatter, "island", ZNVER4)
+    left = schedule_island(scatter, "island", NATIVE)
     assert UNSCHEDULED in left.attrs
     assert ISLAND not in left.attrs
     tvm.ir.assert_structural_equal(left.body, scatter.body, map_free_vars=True)

@@ -1,9 +1,11 @@
 """LrnRule: windows, blocks, powers and programs, to the last bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from tests.schedules.kernel_testing import CASCADELAKE, ZNVER4, assert_exact
+from tests.schedules.kernel_testing import CASCADELAKE, NATIVE, ZNVER4, assert_exact
 from tvm_int8.quantization import arithmetic
 from tvm_int8.reference.lrn import accumulate
 from tvm_int8.schedules.cpu import Cpu
@@ -11,7 +13,7 @@ from tvm_int8.schedules.lrn import LrnRule
 from tvm_int8.schedules.rule import Constants
 from tvm_int8.specs import Lrn, Operand, Output, Program, Tensor
 
-ONE_THREAD = Cpu("znver4", "avx512vnni", 512, 32, threads=1)
+ONE_THREAD = replace(NATIVE, threads=1)
 IDENTITY = Program((Operand("acc"),))
 BYTES = Output("uint8", 11, -11, 244)
 
@@ -27,14 +29,13 @@ def spec_of(c=24, hw=(5, 6), n=1, size=5, before=None, alpha=0.3, beta=0.75, bia
                7 if dtype == "uint8" else 0)  # fmt: skip
 
 
-def check(spec, cpu=ZNVER4, inputs=None):
+def check(spec, cpu=NATIVE, inputs=None):
     rng = np.random.default_rng(4)
     named = [o for o in spec.program.operands if o.kind == "channel"]
     channels = tuple(rng.standard_normal(spec.result.shape[1]).astype(np.float32) for _ in named)
     return assert_exact(LrnRule(), spec, Constants(channels=channels), inputs, cpu)
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 @pytest.mark.parametrize("hw", [(1, 1), (1, 3), (2, 2), (1, 5), (9, 11)])
 @pytest.mark.parametrize("c", [1, 3, 16, 17, 32, 40, 64, 70])
@@ -42,7 +43,6 @@ def test_shapes(c, hw, dtype):
     check(spec_of(c, hw, n=2, dtype=dtype))
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 @pytest.mark.parametrize(
     ("size", "before"), [(1, 0), (2, 0), (2, 1), (3, 1), (4, 2), (4, 0), (9, 4), (17, 0), (17, 16), (33, 16)]
@@ -52,7 +52,6 @@ def test_windows(size, before, dtype):
         check(spec_of(c, size=size, before=before, dtype=dtype))
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 @pytest.mark.parametrize("beta", [0.75, 0.5, 1.0, 0.9, 2.0, 0.0])
 def test_powers(beta, dtype):
@@ -60,7 +59,6 @@ def test_powers(beta, dtype):
     check(spec_of(40, beta=beta, dtype=dtype, alpha=1e-4, bias=2.0))
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("cpu", [CASCADELAKE, ONE_THREAD], ids=["cascadelake", "one thread"])
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_cpus(cpu, dtype):
@@ -81,7 +79,6 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize(
     "output", [BYTES, Output("uint8", 30, -3, 9.5), Output("float32"), Output("float32", 0, -1.0, 6.0)]
 )
@@ -92,7 +89,6 @@ def test_programs(program, beta, output):
     check(spec_of(n=2, c=20, output=output, beta=beta, program=Program((Operand("acc"), *operands), steps)))
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("value", [0, 255])
 def test_extremes(value):
     spec = spec_of(alpha=300.0, bias=1e-6, output=Output("float32"))

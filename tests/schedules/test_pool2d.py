@@ -1,18 +1,18 @@
 """Pool2dRule: windows, borders, programs and whole maps, to the last bit."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tests.schedules.kernel_testing import CASCADELAKE, ZNVER4, assembly, assert_exact
+from tests.schedules.kernel_testing import CASCADELAKE, NATIVE, assembly, assert_exact
 from tvm_int8.reference.pool2d import accumulate, counts
-from tvm_int8.schedules.cpu import Cpu
 from tvm_int8.schedules.pool2d import Pool2dRule, byte_range
 from tvm_int8.schedules.rule import Constants
 from tvm_int8.specs import Operand, Output, Pool2d, Program, Tensor
 
-ONE_THREAD = Cpu("znver4", "avx512vnni", 512, 32, threads=1)
+ONE_THREAD = replace(NATIVE, threads=1)
 IDENTITY = Program((Operand("acc", "int32"),))
 SAME = Output("uint8", 7, -7, 248)
 
@@ -34,7 +34,7 @@ def spec_of(mode="max", n=1, c=16, hw=(9, 11), kernel=3, strides=1, padding=None
                   dilation, include, 7 if dtype == "uint8" else 0)  # fmt: skip
 
 
-def check(spec, cpu=ZNVER4, inputs=None):
+def check(spec, cpu=NATIVE, inputs=None):
     rng = np.random.default_rng(4)
     named = [o for o in spec.program.operands if o.kind == "channel"]
     channels = tuple(rng.standard_normal(spec.result.shape[1]).astype(np.float32) for _ in named)
@@ -74,7 +74,6 @@ SHAPES = {
 }
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 @pytest.mark.parametrize("mode", ["max", "avg", "avg with padding"])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -82,7 +81,6 @@ def test_shapes(shape, mode, dtype):
     check(spec_of(mode[:3], **SHAPES[shape], dtype=dtype, include="padding" in mode))
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 @pytest.mark.parametrize("dilation, strides", [(2, 1), (2, 2), ((3, 1), (1, 2)), (2, 3)])
 def test_dilation(dilation, strides, dtype):
@@ -90,7 +88,6 @@ def test_dilation(dilation, strides, dtype):
     check(spec_of(dilation=dilation, strides=strides, hw=(13, 14), dtype=dtype, padding=(2, 1, 1, 2)))
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("cpu", [CASCADELAKE, ONE_THREAD], ids=["cascadelake", "one thread"])
 @pytest.mark.parametrize("mode", ["max", "avg"])
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
@@ -99,7 +96,6 @@ def test_cpus(cpu, mode, dtype, strides):
     check(spec_of(mode, c=40, n=2, hw=(30, 31), dtype=dtype, strides=strides), cpu)
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 @pytest.mark.parametrize("mode", ["max", "avg"])
 @pytest.mark.parametrize("hw", [(1, 1), (1, 3), (7, 7), (8, 8), (4, 5), (33, 35), (113, 114)])
@@ -107,7 +103,6 @@ def test_whole_map(hw, mode, dtype):
     check(spec_of(mode, n=2, c=24, hw=hw, kernel=hw, padding=(0, 0, 0, 0), dtype=dtype))
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("mode", ["max", "avg"])
 @pytest.mark.parametrize("value", [0, 255])
 @pytest.mark.parametrize("kernel", [(3, 3), (16, 8), (17, 8), (16, 16), (17, 16), (40, 40)])
@@ -131,7 +126,6 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize(
     "output", [SAME, Output("uint8", 30, -30, 225), Output("float32"), Output("float32", 0, -1.0, 6.0)]
 )
@@ -145,7 +139,6 @@ def test_programs(program, mode, output):
                       program=Program((Operand("acc", "int32"), *operands), steps)))  # fmt: skip
 
 
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("low, high", [(-7, 248), (0, 248), (0, 60.4), (-3.5, 12.5), (-300, 900), (-np.inf, np.inf)])
 def test_clamps_stay_bytes(low, high):
     spec = spec_of(output=Output("uint8", 7, low, high))

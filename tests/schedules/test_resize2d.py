@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.schedules.kernel_testing import CASCADELAKE, ZNVER4, assert_exact
+from tests.schedules.kernel_testing import CASCADELAKE, NATIVE, ZNVER4, assert_exact
 from tvm_int8.schedules.resize2d import Resize2dRule
 from tvm_int8.schedules.rule import Constants
 from tvm_int8.specs import Operand, Output, Program, Resize2d, Tensor
@@ -40,7 +40,7 @@ def resize(method, channels, source, target, dtype="uint8", program=ACC, output=
     return Resize2d("layer", tuple(tensors), result, program, output, method, rows, cols, zero_point)
 
 
-def check(spec, cpu=ZNVER4):
+def check(spec, cpu=NATIVE):
     channels = [np.linspace(-1, 1, spec.result.shape[1], dtype=np.float32)] * sum(
         o.kind == "channel" for o in spec.program.operands
     )
@@ -58,7 +58,7 @@ def test_channels(method, channels):
 @pytest.mark.parametrize(
     "source, target", [((1, 1), (3, 5)), ((4, 8), (8, 16)), ((28, 28), (56, 56)), ((9, 5), (4, 13)), ((5, 3), (5, 9))]
 )
-@pytest.mark.parametrize("cpu", [ZNVER4, CASCADELAKE], ids=lambda cpu: cpu.name)
+@pytest.mark.parametrize("cpu", [NATIVE, CASCADELAKE], ids=lambda cpu: cpu.name)
 def test_sizes(method, source, target, cpu):
     for program in (ACC, FULL):
         check(resize(method, 20, source, target, program=program), cpu)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.schedules.kernel_testing import CASCADELAKE, ZNVER4, assert_exact
+from tests.schedules.kernel_testing import CASCADELAKE, NATIVE, assert_exact
 from tvm_int8.schedules.window2d import Window2dRule
 from tvm_int8.specs import Output, Program, Tensor, Window2d
 
@@ -39,7 +39,7 @@ def test_windows(source, target, start, step, block):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 8, 16, 17, 40, 64])
-@pytest.mark.parametrize("cpu", [ZNVER4, CASCADELAKE], ids=lambda cpu: cpu.name)
+@pytest.mark.parametrize("cpu", [NATIVE, CASCADELAKE], ids=lambda cpu: cpu.name)
 def test_channels(channels, cpu):
     assert_exact(RULE, window(channels, (13, 11), (15, 13), (-1, -1), pad_value=128), cpu=cpu)
     assert_exact(RULE, window(channels, (13, 11), (6, 5), (1, 1), (2, 2)), cpu=cpu)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.schedules.kernel_testing import CASCADELAKE, assembly, assert_exact, random_array
+from tests.schedules.kernel_testing import CASCADELAKE, NATIVE, assembly, assert_exact, random_array
 from tests.schedules.winograd_testing import winograd_constants, winograd_spec
 from tvm_int8 import winograd
 from tvm_int8.reference.winograd_conv2d import accumulate, quantized_data
@@ -46,8 +46,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_exact(case):
     spec = winograd_spec(**CASES[case])
-    assert applicable(spec, CASCADELAKE)[0].template == RULE.template
-    assert_exact(RULE, spec, winograd_constants(spec), cpu=CASCADELAKE)
+    assert applicable(spec, NATIVE)[0].template == RULE.template
+    assert_exact(RULE, spec, winograd_constants(spec), cpu=NATIVE)
 
 
 @pytest.mark.parametrize("mcpu", ["skylake-avx512", "haswell", "alderlake"])
@@ -69,7 +69,7 @@ def test_other_instruction_sets(case, mcpu):
 ])  # fmt: skip
 def test_knobs_change_nothing(knobs):
     spec = winograd_spec(hw=(16, 15), o=80, c=32, wide=(0, 35))
-    assert_exact(RULE, spec, winograd_constants(spec), cpu=CASCADELAKE, knobs=knobs)
+    assert_exact(RULE, spec, winograd_constants(spec), cpu=NATIVE, knobs=knobs)
 
 
 @pytest.mark.parametrize("wide", [(), (2, 14)])
@@ -86,7 +86,7 @@ def test_tiles_of_every_loudness(wide, rng):
     narrow, _, multiplier = quantized_data(spec, data, constants)
     assert set(np.abs(narrow).max((0, 2)).ravel()) <= {0, *range(2, 20), 127, 128} and 0 in multiplier // 32767
     assert multiplier.max() == 32767 and multiplier.min() < 300
-    assert_exact(RULE, spec, constants, [data], cpu=CASCADELAKE)
+    assert_exact(RULE, spec, constants, [data], cpu=NATIVE)
 
 
 @pytest.mark.parametrize("wide", [(), (3, 4, 20), "all"])
