@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from tests.frontend.running import bindings, calls, check, graph, node, op_counts, random_feeds
+from tests.frontend.running import bindings, calls, check, graph, node, op_counts, random_feeds, random_weights
 from tvm_int8.errors import ModelError
 from tvm_int8.frontend import load_model
 
@@ -16,8 +16,7 @@ def normal(*shape):
 
 
 def integers(dtype, *shape):
-    info = np.iinfo(dtype)
-    return RNG.integers(info.min, info.max + 1, size=shape).astype(dtype)
+    return random_weights(RNG, dtype, shape)
 
 
 def scalar(value, dtype=np.float32):

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from tests.frontend.running import graph, node, run_onnx
+from tests.frontend.running import graph, node, random_weights, run_onnx
 from tvm_int8 import pipeline
 from tvm_int8.frontend import load_model
 from tvm_int8.kernel_op import is_kernel, spec_of
@@ -124,7 +124,7 @@ def weights_of(dtype, shape, channels, per_channel, zero_points):
     rng, scales = np.random.default_rng(3), (channels,) if per_channel else ()
     middle = np.full(scales, 128 if dtype is np.uint8 else 0, dtype)
     return {
-        "w": integers(rng, dtype, shape),
+        "w": random_weights(rng, dtype, shape),
         "ws": np.asarray(rng.uniform(0.005, 0.01, scales), np.float32),
         "wz": integers(rng, dtype, scales) if zero_points else middle,
         "b": rng.integers(-9000, 9000, channels).astype(np.int32),

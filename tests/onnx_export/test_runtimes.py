@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from tests.frontend.running import SATURATES
 from tests.numpy_calibration import run_qdq, small_network
 from tests.small_networks import NETWORKS, draw
 from tvm_int8.cli.quantize import RUNTIMES
@@ -26,6 +27,7 @@ def optimised_by_onnxruntime(model: onnx.ModelProto, path) -> tuple[Callable, Co
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(path)
     options.intra_op_num_threads, options.log_severity_level = 1, 3
+    options.add_session_config_entry("session.x64quantprecision", "1")  # exact sums of products without VNNI, too
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return lambda feeds: session.run(None, feeds), Counter(made.op_type for made in onnx.load(path).graph.node)
 
@@ -61,6 +63,7 @@ def test_onnxruntime_computes_in_int8(name, tmp_path):
     assert operators["QLinearConv"] + operators["QGemm"] == layers - outputs
 
 
+@pytest.mark.skipif(SATURATES, reason="without VNNI OpenVINO adds two products in 16 bits")
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("name", ["residual", "mobile", "decoder", "shuffle"])
 def test_openvino_computes_what_the_kernels_compute(name, runtime):

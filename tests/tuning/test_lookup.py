@@ -275,6 +275,9 @@ def test_nearest_of_all():
         }
 
 
+DIRECT = tvm_int8.QuantizationConfig(winograd="off")
+
+
 def small_network():
     net = Network(x=(1, 3, 7, 9))
     return net.finish(net.conv(net.relu(net.conv("x", 20)), 40))
@@ -284,7 +287,7 @@ def write_log_for(model, path: Path) -> Record:
     """A log with a record for the second layer: the last point of the direct convolution's space."""
     native = parse_target("native")
     cpu = replace(native.cpu, threads=1)
-    (workload,) = (w for w in workloads_of(load_model(model), cpu, tvm_int8.QuantizationConfig()) if w.data[1] == 20)
+    (workload,) = (w for w in workloads_of(load_model(model), cpu, DIRECT) if w.data[1] == 20)
     space = RULE.knob_space(workload.spec(), cpu)
     knobs = space.points()[-1]
     assert knobs != space.heuristic
@@ -300,7 +303,7 @@ def test_compiling_with_a_log(mine, monkeypatch):
     built = []
     build = type(RULE).build
     monkeypatch.setattr(type(RULE), "build", lambda *a: (built.append(a[4] if len(a) > 4 else None), build(*a))[1])
-    options = dict(calibration=calibration, num_threads=1, progress=False)
+    options = dict(calibration=calibration, quantization=DIRECT, num_threads=1, progress=False)
     plain = tvm_int8.compile(model, tuning_logs=None, **options)
     assert record.knobs not in built
     module = tvm_int8.compile(model, tuning_logs=mine, **options)
