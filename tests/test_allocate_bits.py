@@ -15,8 +15,6 @@ from tvm_int8.quantization import quantize
 from tvm_int8.quantization.bit_widths import BitWidths
 from tvm_int8.quantization.sqnr import sqnr_db
 
-pytestmark = pytest.mark.isa("avx512f")
-
 
 @functools.cache
 def network():

@@ -25,8 +25,6 @@ from tvm_int8 import (
 from tvm_int8.quantization.data_free import CalibrationWarning
 from tvm_int8.quantization.sqnr import sqnr_db
 
-pytestmark = pytest.mark.isa("avx512vnni")
-
 SHAPE = (1, 3, 6, 6)
 
 

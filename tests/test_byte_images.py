@@ -12,8 +12,6 @@ from tvm_int8.errors import CalibrationError, ConfigError
 from tvm_int8.quantization.sqnr import sqnr_db
 from tvm_int8.runtime.arguments import InputError
 
-pytestmark = pytest.mark.isa("avx512vnni")
-
 MEAN, STD = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
 OPTIONS = {"input_dtype": "uint8", "progress": False}
 

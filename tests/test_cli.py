@@ -274,7 +274,6 @@ def test_from_model_to_outputs(capsys, model, tmp_path):
     assert_one_line_error(run(capsys, "compile", model, "-o", path, *shape, "--target", "nehalem"), "nehalem")
 
 
-@pytest.mark.isa("avx512vnni")
 def test_images_of_bytes(capsys, model, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (8, 3, 8, 8), np.uint8)
     np.savez(tmp_path / "data.npz", image=images)

@@ -10,8 +10,6 @@ import tvm_int8
 from tests.cli_testing import assert_one_line_error, run
 from tests.small_networks import Network, draw
 
-pytestmark = pytest.mark.isa("avx512f")
-
 
 @pytest.fixture
 def files(tmp_path):

@@ -16,8 +16,6 @@ from tvm_int8.memory import STACK_BYTES, scratch_bytes
 from tvm_int8.metadata import Memory, Metadata
 from tvm_int8.schedules.vector import KernelBuilder, T, load, scratch, store
 
-pytestmark = pytest.mark.isa("avx512vnni")
-
 
 @pytest.fixture(scope="module")
 def module():

@@ -12,8 +12,6 @@ from tests.test_quantized_networks import compile_and_keep
 from tvm_int8 import api
 from tvm_int8.reference.network import run_network
 
-pytestmark = pytest.mark.isa("avx512vnni")
-
 SIZE = (6, 5)  # pixels: blocks of 480 bytes, which are no multiples of 64
 CHANNELS = (16, 32, 48, 20)
 STEPS = 14

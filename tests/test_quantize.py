@@ -37,7 +37,6 @@ def quantized(model) -> QuantizedModel:
 # Compile
 
 
-@pytest.mark.isa("avx512vnni")
 def test_compile_takes_it_and_does_the_same_as_from_the_model(model):
     data = draw(model, 4, seed=0)
     found = tvm_int8.quantize(model, data, progress=False)
@@ -49,7 +48,6 @@ def test_compile_takes_it_and_does_the_same_as_from_the_model(model):
     assert all(row.sqnr_db is not None for row in through.report if row.precision == "int8")
 
 
-@pytest.mark.isa("avx512vnni")
 def test_the_exported_file_compiles_to_the_same_bits(quantized, model, tmp_path):
     quantized.to_onnx(tmp_path / "int8.onnx")
     direct, through = tvm_int8.compile(quantized), tvm_int8.compile(tmp_path / "int8.onnx")

@@ -21,8 +21,6 @@ from tvm_int8.packed_weights import PackedWeight
 from tvm_int8.report import is_multiplying
 from tvm_int8.runtime import CompiledModule, artifact, load, parameters, read_metadata
 
-pytestmark = pytest.mark.isa("avx512f")
-
 
 @functools.cache
 def wide() -> onnx.ModelProto:

@@ -10,7 +10,7 @@ import pytest
 import tvm_int8
 from tvm_int8 import QuantizationConfig
 
-pytestmark = [pytest.mark.slow, pytest.mark.isa("avx512f")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("name", ["resnet20_cifar10", "mobilenetv1_025_vww"])

@@ -152,7 +152,6 @@ def test_16_bits_run_in_fp32_and_say_so(activation, dtype):
     assert not [spec for spec in convolutions(pipeline.order()(imported)) if spec.inputs[0].dtype == "uint8"]
 
 
-@pytest.mark.isa("avx512vnni")
 def test_products_of_integers_alone_are_quantised():
     """ConvInteger rounds no data; calibration would look for ranges that are there already."""
     rng = np.random.default_rng(0)
@@ -193,7 +192,6 @@ TRAINED = {
 
 
 @pytest.mark.slow
-@pytest.mark.isa("avx512vnni")
 @pytest.mark.parametrize("configuration", TRAINED)
 def test_trained_networks_decide_like_onnxruntime(configuration, real_models):
     name = "resnet8_cifar10"

@@ -17,7 +17,6 @@ from tvm_int8.specs import Conv2d
 from tvm_int8.target import parse_target
 
 op = relax.op
-pytestmark = pytest.mark.isa("avx512f")
 TARGET = parse_target("native")
 SHAPE = (1, 3, 7, 9)
 

@@ -151,7 +151,6 @@ def integer_db(layers):
     return replace(network(), config=config, quantizers=left).integer_db(batches())
 
 
-@pytest.mark.isa("avx512f")
 @pytest.mark.parametrize(("gain_db", "most"), [(-1.0, 0), (5.0, 1), (16.0, 1), (28.0, 3)])
 def test_a_network_with_one_bad_layer(gain_db, most):
     wanted = sensitivity().sqnr_db() + gain_db
@@ -162,7 +161,6 @@ def test_a_network_with_one_bad_layer(gain_db, most):
     assert reached == pytest.approx(integer_db(layers), abs=0.7)
 
 
-@pytest.mark.isa("avx512f")
 def test_a_network_for_a_loss_of_time():
     times = {layer.layer: layer for layer in sensitivity().measure(progress=False)}
     total = sum(layer.int8_time for layer in times.values())
@@ -171,7 +169,6 @@ def test_a_network_for_a_loss_of_time():
     assert reached > sensitivity().sqnr_db() + 10
 
 
-@pytest.mark.isa("avx512f")
 def test_an_impossible_target():
     layers, reached = layers_for_sqnr(sensitivity(), 500.0, progress=False)
     assert sorted(layers) == sorted(LAYERS.values())

@@ -18,7 +18,6 @@ from tvm_int8.quantization.quantize import needs_data
 from tvm_int8.quantization.sqnr import sqnr_db
 from tvm_int8.quantized_model import QuantizedModel
 
-needs_code = pytest.mark.isa("avx512f")
 LEAST_DB = 30
 
 
@@ -112,9 +111,9 @@ OPTIONS = [
     {"rounding": "nearest"},
     {"rounding": "learned"},
     {"per_channel_activations": False},
-    pytest.param({"range_search": True}, marks=needs_code),
-    pytest.param({"max_slowdown": 0.3}, marks=needs_code),
-    pytest.param({"min_sqnr_db": 50.0}, marks=needs_code),
+    {"range_search": True},
+    {"max_slowdown": 0.3},
+    {"min_sqnr_db": 50.0},
 ]
 
 
@@ -166,7 +165,6 @@ def test_analytic_corrections_need_batch_norms_only():
 # Layers in FP32
 
 
-@needs_code
 def test_the_sqnr_wanted_is_reached_on_the_calibration_data():
     found = quantized(min_sqnr_db=50.0)
     assert found.seen_db > 49.5
@@ -174,14 +172,12 @@ def test_the_sqnr_wanted_is_reached_on_the_calibration_data():
     assert len(weights(found.mod)) == 5 - len(floats)
 
 
-@needs_code
 def test_more_accuracy_takes_more_layers():
     counts = [len(quantized(min_sqnr_db=db).quantized.config.float_layers) for db in (10.0, 50.0, 500.0)]
     assert counts == sorted(counts)
     assert counts[0] == 0 < counts[-1]
 
 
-@needs_code
 def test_an_impossible_sqnr_leaves_everything_in_fp32():
     found = quantized(min_sqnr_db=500.0)
     assert weights(found.mod) == {}
@@ -189,7 +185,6 @@ def test_an_impossible_sqnr_leaves_everything_in_fp32():
     assert found.db > 100
 
 
-@needs_code
 def test_layers_that_were_excluded_stay_excluded():
     first = quantized(min_sqnr_db=500.0).quantized.config.float_layers[0]
     found = quantized(min_sqnr_db=50.0, exclude=(first,))
@@ -199,7 +194,6 @@ def test_layers_that_were_excluded_stay_excluded():
     assert len(weights(found.mod)) == 4 - len(found.quantized.config.float_layers)
 
 
-@needs_code
 def test_the_report_says_why():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranges, "LazyNetwork", NumpyNetwork)
@@ -218,7 +212,7 @@ TOGETHER = [
     {"rounding": "learned", "bias_correction": "none", "weight_clipping": "mse"},
     {"rounding": "learned", "bias_correction": "analytic", "per_channel_weights": False},
     {"plain_convolutions": True, "per_channel_activations": False, "rounding": "learned"},
-    pytest.param({"range_search": True, "rounding": "learned", "max_slowdown": 0.2}, marks=needs_code),
+    {"range_search": True, "rounding": "learned", "max_slowdown": 0.2},
 ]
 
 
@@ -227,7 +221,6 @@ def test_options_together(options):
     assert quantized(**options).db > LEAST_DB - 3
 
 
-@needs_code
 def test_compiled_modules_compute_the_same_bits():
     found = quantized(range_search=True, rounding="learned", max_slowdown=0.2)
     with pytest.MonkeyPatch.context() as patch:
@@ -241,7 +234,6 @@ def test_compiled_modules_compute_the_same_bits():
                 np.testing.assert_array_equal(actual, expected)
 
 
-@needs_code
 def test_it_is_reproducible():
     options = {"range_search": True, "rounding": "learned", "max_slowdown": 0.2}
     assert made(options).text() == quantized(**options).text()
@@ -253,7 +245,6 @@ def test_learned_rounding_of_layers_behind_movers_of_data():
     assert learned.seen_db > sums.seen_db - 1
 
 
-@needs_code
 def test_the_best_preset():
     found = made("best")
     assert found.db > LEAST_DB + 5

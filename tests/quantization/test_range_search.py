@@ -15,7 +15,6 @@ from tvm_int8.quantization.range_search import search_ranges
 from tvm_int8.quantization.simulated_network import SimulatedNetwork
 
 op = relax.op
-pytestmark = pytest.mark.isa("avx512f")
 
 
 def body(emit, x):

@@ -18,7 +18,6 @@ from tvm_int8.quantization.sensitivity import LayerSensitivity, Sensitivity, exc
 from tvm_int8.quantization.simulated_network import SimulatedNetwork
 
 op = relax.op
-pytestmark = pytest.mark.isa("avx512f")
 
 LAYERS = {"conv1": "stem", "conv2": "body[0].conv", "conv3": "conv2d", "conv4": "head"}
 BAD = "body[0].conv"

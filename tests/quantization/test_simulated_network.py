@@ -22,7 +22,6 @@ from tvm_int8.quantization.sqnr import sqnr_db
 from tvm_int8.schedules.registry import deliver
 
 op = relax.op
-pytestmark = pytest.mark.isa("avx512f")
 
 
 def body(emit, x):
