@@ -31,7 +31,7 @@ from benchmarks.judge import Result, add_files, judge, load_batches
 from tvm_int8 import api
 from tvm_int8.config import QuantizationConfig
 from tvm_int8.quantization.bit_allocator import BitAllocator
-from tvm_int8.quantization.bit_budget import total_noise
+from tvm_int8.quantization.bit_prediction import BitPrediction
 from tvm_int8.quantization.bit_search import BitSearch, items_of
 from tvm_int8.quantization.bit_widths import BitWidths
 from tvm_int8.quantization.layer_noise import NoiseByBits
@@ -61,8 +61,8 @@ class Point:
     average_bits, size_bytes : float
         Of the weights.
     predicted_db, measured_db, test_db : float
-        SQNR of the outputs: noises of layers added up, all layers rounded, both on calibration inputs; on the test's,
-        of weights rounded in order.
+        SQNR of the outputs: foretold from noises of layers, and of the network that is compiled, both on calibration
+        inputs; and on the test's.
     accuracy, equal_decisions : float or None
         On the test inputs, in [0, 1].
     seconds : float
@@ -107,6 +107,7 @@ class Sweep:
         start = time.perf_counter()
         self.allocator = BitAllocator(quantized, widths, progress=False)
         self.noises: list[NoiseByBits] = self.allocator.weight_noise()
+        self.prediction = BitPrediction(self.allocator, self.noises)
         self.seconds = time.perf_counter() - start
         self.channel_seconds = 0.0
         self.count = sum(noise.count for noise in self.noises)
@@ -142,16 +143,13 @@ class Sweep:
         chosen = [item.widths(bits) for item, bits in zip(search.items, found.widths, strict=True)]
         self.allocator.network.apply(self.allocator.rounded_in_order(chosen))
         result = judge(self.reference, self._outputs(), self.labels)
-        bits, predicted = (
-            search.bits(found),
-            search.base + total_noise(items_of(noises, "sensitivity"), found.widths),
-        )
+        bits, predicted = search.bits(found), self.prediction(search.base, noises, found.widths)
         way = method if weighting == "sensitivity" else f"{method} ({weighting})"
         return Point(
             PER_CHANNEL if per_channel else way,
             bits / self.count,
             bits / 8,
-            decibels(predicted),
+            predicted,
             decibels(found.measured),
             result.sqnr_db,
             result.accuracy,

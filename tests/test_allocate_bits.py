@@ -112,12 +112,9 @@ def test_predictions_hold(average):
 
 
 @pytest.mark.parametrize("average", [2.5, 4.5, 8])
-def test_modules_deliver_at_least_what_was_measured(average):
-    """More where bits are few: weights are rounded in order then."""
+def test_modules_deliver_what_was_measured(average):
     found = allocated(average_bits=average)
-    assert compiled_db(found) > found.measured_sqnr_db - 1
-    if average == 8:
-        assert compiled_db(found) < found.measured_sqnr_db + 1
+    assert compiled_db(found) == pytest.approx(found.measured_sqnr_db, abs=1)
 
 
 def test_exhaustive_search_finds_little_more():
@@ -157,7 +154,7 @@ def test_the_papers_weighting_counts_noise_of_weights_alone():
 
 
 def test_channels_have_bits_of_their_own():
-    for average in (3, 5):
+    for average in (3, 6):
         found, plain = (allocated(average_bits=average, per_channel=shares) for shares in (True, False))
         assert found.average_bits <= average
         assert found.measured_sqnr_db >= plain.measured_sqnr_db
@@ -172,7 +169,7 @@ def test_channels_have_bits_of_their_own():
 
 
 def test_channels_survive_files(tmp_path):
-    found = allocated(average_bits=5, per_channel=True)
+    found = allocated(average_bits=3, per_channel=True)
     found.save(tmp_path / "bits.json")
     assert BitAllocation.load(tmp_path / "bits.json") == found
     config = QuantizationConfig(bits=found)
@@ -183,7 +180,7 @@ def test_channels_survive_files(tmp_path):
 
 def test_mixed_weights_are_stored_at_their_widths(tmp_path):
     """And compute the same packed and unpacked."""
-    module = compiled(allocated(average_bits=5, per_channel=True))
+    module = compiled(allocated(average_bits=3, per_channel=True))
     sizes = []
     for packs in (True, False):
         module.export(tmp_path / "net.so", pack_weights=packs)

@@ -19,6 +19,7 @@ from tvm_int8.passes.quantization_plan import plan_quantization
 from tvm_int8.passes.quantizers import QuantizerChoice
 from tvm_int8.quantization.bit_allocator import BitAllocator
 from tvm_int8.quantization.bit_budget import METHODS, Goal, Item, Widths
+from tvm_int8.quantization.bit_prediction import BitPrediction
 from tvm_int8.quantization.bit_search import WEIGHTINGS, BitSearch, Found, items_of
 from tvm_int8.quantization.bit_widths import BitWidths
 from tvm_int8.quantization.channel_noise import ChannelNoise
@@ -168,6 +169,11 @@ class Allocations:
         """Noise of the activations."""
         return self.allocator.activation_noise()
 
+    @cached_property
+    def prediction(self) -> BitPrediction:
+        """What foretells choices."""
+        return BitPrediction(self.allocator, self.weights)
+
     def allocate(self, request: Request) -> BitAllocation:
         """Choose widths; `seconds` are those since the last allocation, or since the beginning.
 
@@ -222,14 +228,12 @@ class Allocations:
             search = BitSearch(self.allocator, items, _activation_widths(own, request), progress=self.progress)
         found = _found(search, request)
         values = found.widths[len(weights) :] if joint else (search.activations or ())
-        chosen = zip([*weights, *activations] if joint else weights, found.widths, strict=True)
-        predicted = search.base + sum(noise.output[bits] for noise, bits in chosen)
         return BitAllocation(
             tuple(_row(noise, bits) for noise, bits in zip(weights, found.widths, strict=False)),
             tuple(_row(noise, bits) for noise, bits in zip(activations, values, strict=True)),
             request.method,
             request.weighting,
-            decibels(predicted),
+            self.prediction(search.base, [*weights, *activations] if joint else weights, found.widths),
             decibels(found.measured),
             0.0,
         )

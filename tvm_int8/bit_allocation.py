@@ -82,7 +82,8 @@ class BitAllocation:
     method, weighting : str
         How they were found.
     predicted_sqnr_db, measured_sqnr_db : float
-        Of the outputs, on calibration inputs: from noises of single layers, added up; and with all of them rounded.
+        Of the outputs, on calibration inputs: from noises of single layers, see `BitPrediction`; and of the network
+        that is compiled with these bits.
     seconds : float
         What it took beyond calibration.
     """

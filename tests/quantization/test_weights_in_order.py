@@ -9,9 +9,10 @@ from tests.numpy_calibration import NumpyNetwork
 from tests.quantization.calibrated import calibrated
 from tests.quantization.test_learned_weights import body, floats, module
 from tests.quantization.test_second_moments import convolution, patches
-from tvm_int8.quantization import second_moments, weights_in_order
+from tvm_int8.quantization import paired_moments, weights_in_order
 from tvm_int8.quantization.learned_weights import learn_weights
-from tvm_int8.quantization.second_moments import PairedMoments, SecondMoments
+from tvm_int8.quantization.paired_moments import PairedMoments
+from tvm_int8.quantization.second_moments import SecondMoments
 from tvm_int8.quantization.weights_in_order import learn_weights_in_order
 
 
@@ -36,9 +37,8 @@ def call(request):
 
 @pytest.mark.parametrize("central", [False, True])
 def test_it_aims_at_the_float_networks_results(call, central, monkeypatch):
-    """All of the correction, undamped, is least squares, which NumPy solves from the patches themselves."""
-    monkeypatch.setattr(second_moments, "CORRECTED", 1.0)
-    monkeypatch.setattr(second_moments, "CORRECTION_DAMPING", 0.0)
+    """Undamped, that is least squares, which NumPy solves from the patches themselves."""
+    monkeypatch.setattr(paired_moments, "DAMPINGS", (0.0,))
     moments, read, meant, weight = paired(call)
     found = moments.aim(weight, central)
     for group, rows in enumerate(weight):
@@ -59,6 +59,21 @@ def test_as_it_is_it_comes_nearer_on_new_data(call):
         return error.var(0).mean()
 
     assert lost(found) < 0.5 * lost(weight)
+
+
+def test_the_less_data_tell_the_more_corrections_are_damped(call):
+    rng = np.random.default_rng(0)
+
+    def damping(count, noise):
+        moments = PairedMoments(call, count)
+        for _ in range(count):
+            x = rng.standard_normal((1, 6, 7, 7)).astype(np.float32)
+            moments.update_both(x, (1.1 * x + noise * rng.standard_normal(x.shape)).astype(np.float32))
+        return moments.damping(np.ones((int(call.attrs.groups), 3, 54 // int(call.attrs.groups))), True)
+
+    assert damping(16, 0.0) == min(paired_moments.DAMPINGS)
+    assert damping(4, 3.0) > damping(16, 0.1)
+    assert damping(1, 0.0) == max(paired_moments.DAMPINGS), "nothing to tell by"
 
 
 def test_where_nothing_was_lost_nothing_is_corrected(call):
@@ -150,7 +165,7 @@ def test_few_inputs_are_all_there_is(case, monkeypatch):
 
 
 def test_the_less_noisy_of_both_counts(case, monkeypatch):
-    monkeypatch.setattr(second_moments, "CORRECTED", 30.0)
+    monkeypatch.setattr(PairedMoments, "aim", lambda moments, weight, central: 3 * weight)
     found, alone = case.learn(learn_weights_in_order).weights, case.learn(learn_weights).weights
     for name, weight in alone.items():
         np.testing.assert_array_equal(found[name].values, weight.values)

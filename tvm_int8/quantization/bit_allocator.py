@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import const_value
 from tvm_int8.passes.quantization_plan import plan_quantization
-from tvm_int8.passes.quantizers import QuantizerChoice, Quantizers
+from tvm_int8.passes.quantizers import QuantizerChoice, Quantizers, WeightQuantizer
 from tvm_int8.quantization.bit_widths import WeightBits
 from tvm_int8.quantization.channel_noise import ChannelNoise, measure_channels
 from tvm_int8.quantization.layer_noise import (
@@ -75,6 +75,7 @@ class BitAllocator:
         self.noise = OutputNoise(self.network, batches)
         self.weights = WeightsByBits(flow, self.choice, self.quantizers, self._moments(flow), self._corrects)
         self._known: dict[tuple, float] = {}
+        self._in_order: dict[tuple, Quantizers] = {}
 
     @property
     def _corrects(self) -> bool:
@@ -130,19 +131,36 @@ class BitAllocator:
             self._known[key] = self.noise.measure()
         return self._known[key]
 
+    def delivered(self, weights: Sequence[WeightBits], activations: Sequence[int] | None = None) -> float:
+        """The same of the network that is compiled: `rounded_in_order`."""
+        rounded = self.rounded_in_order(weights, activations)
+        self.network.apply(rounded)
+        return self.noise.measure()
+
     def rounded_in_order(self, weights: Sequence[WeightBits], activations: Sequence[int] | None = None) -> Quantizers:
         """What a network of these widths has in the end: see `weights_in_order`; parameters as for `reached`."""
-        found, reference = self.quantizers_of(weights, activations), self.quantized.reference
-        few = few_bits(found, self.quantized.config) if self.weights.moments else []
+        key = tuple(weights), tuple(activations or ())
+        if key not in self._in_order:
+            self._in_order[key] = self._round_in_order(weights, activations)
+        return self._in_order[key]
+
+    def _round_in_order(self, weights: Sequence[WeightBits], activations: Sequence[int] | None) -> Quantizers:
+        alone, reference = self.quantizers_of(weights, activations), self.quantized.reference
+        few = few_bits(alone, self.quantized.config) if self.weights.moments else []
         if not few:
-            return found
+            return alone
+        plain = self.quantizers_of(weights, activations, self.weights.plain)
         arguments = reference.network, reference.batches, self._corrects, self.progress
-        return learn_weights_in_order(self.quantized.float_mod, found, *arguments, few)
+        return learn_weights_in_order(self.quantized.float_mod, plain, *arguments, few, alone)
 
     def quantizers_of(
-        self, weights: Sequence[WeightBits] | None, activations: Sequence[int] | None = None
+        self,
+        weights: Sequence[WeightBits] | None,
+        activations: Sequence[int] | None = None,
+        rounding: Callable[[str, WeightBits], WeightQuantizer] | None = None,
     ) -> Quantizers:
-        """What rounds with these widths; parameters as for `reached`."""
+        """What rounds with these widths; `rounding` makes the weights, parameters as for `reached`."""
+        made = rounding or self.weights
         rounded = dict(self.quantizers.activations)
         for point, bits in zip(self.points, activations or (), strict=False):
             for var in point.variables:
@@ -151,7 +169,7 @@ class BitAllocator:
         return replace(
             self.quantizers,
             activations=rounded,
-            weights={name: self.weights(name, bits) for name, bits in chosen.items()},
+            weights={name: made(name, bits) for name, bits in chosen.items()},
         )
 
 

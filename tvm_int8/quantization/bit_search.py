@@ -1,8 +1,9 @@
 """The search for bit-widths on a network: predicted by adding noises up, then measured, all together.
 
-Noises of layers add up as long as they are small (measured: within 2 dB from 4 to 8 bits). What is left of the error
-is taken out by measuring what was chosen: for a wanted SQNR the noise allowed by prediction is corrected by what was
-reached, and for a size the best of several choices counts.
+Noises of layers add up as long as they are small. What is left of the error is taken out by measuring what was chosen:
+for a wanted SQNR the noise allowed by prediction is corrected by what was reached, and for a size the best of several
+choices counts. Choices are compared with every layer rounded by itself, which takes no time; those that are about as
+good, and what is found, as they are compiled.
 """
 
 from __future__ import annotations
@@ -11,16 +12,24 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tqdm import tqdm
 
 from tvm_int8.errors import ConfigError
 from tvm_int8.quantization.bit_allocator import BitAllocator
 from tvm_int8.quantization.bit_budget import METHODS, Goal, Item, Widths, total_bits, total_noise
+from tvm_int8.quantization.bit_widths import WeightBits
 from tvm_int8.quantization.layer_noise import NoiseByBits
 
 CORRECTIONS = 8
 """How often the allowed noise is corrected, at most."""
+DELIVERIES = 4
+"""How often by what the compiled network has."""
+NEAR = 10**0.1
+"""Noise that is about as much: 1 dB."""
+ENOUGH = 0.95
+"""Of the allowed noise: there is no use in more."""
 MOST_COMBINATIONS = 100_000
 """Choices that an exhaustive search measures, at most."""
 WEIGHTINGS = ("sensitivity", "sqnr")
@@ -33,7 +42,7 @@ def items_of(noises: Sequence[NoiseByBits], weighting: str) -> list[Item]:
 
 @dataclass(frozen=True)
 class Found:
-    """Widths of the items, and the noise at the outputs with them, measured."""
+    """Widths of the items, and the noise at the outputs of the network that is compiled with them, measured."""
 
     widths: Widths
     measured: float
@@ -67,13 +76,21 @@ class BitSearch:
         self.base = 0.0 if joint else allocator.reached(None, rounded)
         """Noise at the outputs that the items have no part in."""
 
+    def alone(self, widths: Widths) -> float:
+        """Noise at the outputs, every layer's weights rounded by themselves."""
+        return self.allocator.reached(*self._chosen(widths))
+
     def measured(self, widths: Widths) -> float:
-        """Noise at the outputs."""
+        """Noise at the outputs of the network that is compiled."""
+        return self.allocator.delivered(*self._chosen(widths))
+
+    def _chosen(self, widths: Widths) -> tuple[list[WeightBits], list[int] | None]:
+        """Of weights and of activations."""
         count, activations = len(self.allocator.layers), self.activations
         weights = [item.widths(bits) for item, bits in zip(self.items[:count], widths, strict=False)]
         if self.joint:
             activations = widths[count:]
-        return self.allocator.reached(weights, None if activations is None else [int(bits) for bits in activations])
+        return weights, None if activations is None else [int(bits) for bits in activations]
 
     def within(self, method: str, budget: float) -> Found | None:
         """Widths that add up to at most `budget` bits; None where there are none."""
@@ -82,36 +99,58 @@ class BitSearch:
         goal = Goal(budget=budget)
         methods = ("optimal", "closed_form", "greedy") if method == "optimal" else (method,)
         candidates = [METHODS[name](self.items, goal) for name in methods]
-        return self._best(widths for widths in candidates if widths is not None)
+        return self._best([widths for widths in candidates if widths is not None], near=NEAR)
 
     def quiet(self, method: str, allowed: float) -> Found | None:
         """Widths with which the outputs have no more noise than `allowed`; None where none were found."""
-        if method == "exhaustive":
-            return self._smallest(allowed)
-        limit, best, tried = allowed - self.base, None, set()
-        for _ in range(CORRECTIONS):
-            widths = METHODS[method](self.items, Goal(allowed=limit))
+        find = self._smallest if method == "exhaustive" else partial(self._quiet_alone, method)
+        aim, best, tried = allowed, None, set()
+        for _ in range(DELIVERIES):
+            widths = find(aim)
             if widths is None or tuple(widths) in tried:
                 break
             tried.add(tuple(widths))
             found = self._found(widths)
             if found.measured <= allowed and (best is None or self.bits(found) < self.bits(best)):
                 best = found
-            part = max(found.measured - self.base, 1e-3 * allowed) / max(total_noise(self.items, widths), 1e-30)
+            if ENOUGH * allowed <= found.measured <= allowed:
+                break
+            aim *= ENOUGH**0.5 * allowed / max(found.measured, 1e-3 * allowed)
+        return best
+
+    def _quiet_alone(self, method: str, allowed: float) -> Widths | None:
+        """The same of layers rounded by themselves."""
+        limit, best, tried = allowed - self.base, None, set()
+        for _ in range(CORRECTIONS):
+            widths = METHODS[method](self.items, Goal(allowed=limit))
+            if widths is None or tuple(widths) in tried:
+                break
+            tried.add(tuple(widths))
+            noise = self.alone(widths)
+            if noise <= allowed and (best is None or self._bits(widths) < self._bits(best)):
+                best = widths
+            part = max(noise - self.base, 1e-3 * allowed) / max(total_noise(self.items, widths), 1e-30)
             aim = (allowed - self.base) / part
-            limit = aim if found.measured > allowed else max(aim, limit)
-            limit *= 0.98 if found.measured > allowed else 1.0
+            limit = aim if noise > allowed else max(aim, limit)
+            limit *= 0.98 if noise > allowed else 1.0
         return best
 
     def bits(self, found: Found) -> float:
         """All bits of what was found."""
-        return total_bits(self.items, found.widths)
+        return self._bits(found.widths)
+
+    def _bits(self, widths: Widths) -> float:
+        return total_bits(self.items, widths)
 
     def _found(self, widths: Widths) -> Found:
         return Found(widths, self.measured(widths))
 
-    def _best(self, candidates: Iterable[Widths]) -> Found | None:
-        return min((self._found(widths) for widths in candidates), key=lambda found: found.measured, default=None)
+    def _best(self, candidates: Iterable[Widths], near: float = 1.0) -> Found | None:
+        """The one with least noise, compiled; of those `near` to the one with least noise alone."""
+        alone = [(self.alone(widths), widths) for widths in candidates]
+        least = min((noise for noise, _ in alone), default=0.0)
+        found = [self._found(widths) for noise, widths in alone if noise <= near * least]
+        return min(found, key=lambda own: own.measured, default=None)
 
     def _fitting(self, budget: float) -> Iterator[Widths]:
         """All combinations within a budget that leave no room for another bit."""
@@ -127,13 +166,13 @@ class BitSearch:
             ):
                 yield list(widths)
 
-    def _smallest(self, allowed: float) -> Found | None:
+    def _smallest(self, allowed: float) -> Widths | None:
         options = [sorted(item.noise) for item in self.items]
         self._check(options)
         ordered = sorted(itertools.product(*options), key=lambda widths: total_bits(self.items, list(widths)))
         for widths in tqdm(ordered, "exhaustive", unit="choice", disable=None if self.progress else True):
-            if self.measured(list(widths)) <= allowed:
-                return self._found(list(widths))
+            if self.alone(list(widths)) <= allowed:
+                return list(widths)
         return None
 
     def _check(self, options: Sequence[Sequence[float]]) -> None:

@@ -105,17 +105,22 @@ class WeightsByBits:
         """The mean square of what each weight meets, broadcastable to the weight; None where it is not known."""
         return self.choice.importance(self.bindings[name].value, self.quantizers)
 
+    def plain(self, name: str, bits: WeightBits) -> WeightQuantizer:
+        """The same rounded to nearest."""
+        if not isinstance(bits, int):
+            return WeightQuantizer.mixed({own: self.plain(name, own) for own in set(bits)}, bits)
+        if bits >= self.quantizers.weights[name].bits:
+            return self.quantizers.weights[name]
+        return self.choice.weight(self.bindings[name], self.quantizers, bits)
+
     def _make(self, name: str, bits: WeightBits) -> WeightQuantizer:
         if not isinstance(bits, int):  # channels are rounded one by one: as in the weights that have the same bits
             return WeightQuantizer.mixed({own: self(name, own) for own in set(bits)}, bits)
-        if bits >= self.quantizers.weights[name].bits:
-            return self.quantizers.weights[name]
-        binding = self.bindings[name]
-        plain = self.choice.weight(binding, self.quantizers, bits)
-        if name not in self.moments:
+        plain = self.plain(name, bits)
+        if name not in self.moments or plain is self.quantizers.weights[name]:
             return plain
         if name not in self._learned:
-            self._learned[name] = LearnedLayer(binding.value, self.moments[name], self.correct_bias)
+            self._learned[name] = LearnedLayer(self.bindings[name].value, self.moments[name], self.correct_bias)
         return self._learned[name](plain)
 
 

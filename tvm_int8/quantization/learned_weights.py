@@ -115,6 +115,7 @@ class LearnedLayer:
         """The weight with other integers, and, of few bits, other scales."""
         exact = self._by_group(weight.exact)
         wanted = self.moments.aim(exact, self.correct_bias)
+        weight = _reaching(weight, exact, wanted)
         learned = self._integers(weight, wanted) if weight.lowest is None else self._codes(weight, wanted)
         if not self.correct_bias:
             return replace(learned, correction=None)
@@ -156,6 +157,17 @@ class LearnedLayer:
     def _by_group(self, array: np.ndarray) -> np.ndarray:
         """[O, ...] as [G, O / G, K]."""
         return array.reshape(len(self.groups), len(array) // len(self.groups), -1)
+
+
+def _reaching(weight: WeightQuantizer, exact: np.ndarray, wanted: np.ndarray) -> WeightQuantizer:
+    """With larger scales for channels [G, O / G, K] that are to become larger; those of few bits are fitted anyway."""
+    if wanted is exact:
+        return weight
+    before, after = (np.abs(rows).max(2).reshape(-1) for rows in (exact, wanted))
+    growth = np.maximum(after / np.maximum(before, np.finfo(np.float32).tiny), 1)
+    growth = np.where((np.ravel(weight.levels.step) == 1) & (before > 0), growth, 1)
+    grown = weight.scale * (growth if weight.scale.ndim else growth.max())
+    return replace(weight, scale=np.asarray(grown, np.float32))
 
 
 def _limits(weight: WeightQuantizer) -> np.ndarray:

@@ -13,10 +13,6 @@ LARGEST = 8192
 """Inputs per output beyond which second moments are not kept: they would take more than 256 MB."""
 DAMPING = 0.01
 """Of the mean second moment, added to each: what a few inputs never showed may still come."""
-CORRECTED = 0.7
-"""Of what rounded data lost: all of it would fit the inputs that were looked at, and others less."""
-CORRECTION_DAMPING = 0.1
-"""`DAMPING`, of corrections."""
 _PATCHES_PER_INPUT = 4  # of a weight, over all samples: fewer would leave second moments that are singular
 
 
@@ -74,22 +70,23 @@ class SecondMoments:
 
     def update(self, data: np.ndarray) -> None:
         """Take in what the convolution read of a batch, float [N, C, H, W]: some of its patches, chosen by chance."""
-        self._take(self._patches(data, self._chosen(data.shape)))
+        self.take(self.patches(data, self.chosen(data.shape)))
 
-    def _take(self, patches: np.ndarray) -> None:
+    def take(self, patches: np.ndarray) -> None:
+        """Take in patches, float32 [P, G, K]."""
         self.count += patches.shape[0]
         self._sum = self._sum + patches.sum(0, dtype=np.float64)
         by_group = np.ascontiguousarray(patches.transpose(1, 2, 0))
         self._products = self._products + np.matmul(by_group, by_group.transpose(0, 2, 1))
 
-    def _chosen(self, shape: tuple[int, ...]) -> np.ndarray:
+    def chosen(self, shape: tuple[int, ...]) -> np.ndarray:
         """Which pixels of a batch's results to look at."""
         _, _, oh, ow = shape_of(self.call)
         patch = int(np.prod(const_value(self.call.args[1]).shape[1:]))
         wanted = -(-_PATCHES_PER_INPUT * patch // self.samples)
         return self._pixels(shape[0] * oh * ow, max(wanted, 64))
 
-    def _patches(self, data: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    def patches(self, data: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         """Float32 [P, G, K]."""
         attrs, (_, _, oh, ow) = self.call.attrs, shape_of(self.call)
         groups, (_, in_group, kh, kw) = int(attrs.groups), const_value(self.call.args[1]).shape
@@ -106,50 +103,6 @@ class SecondMoments:
         if available <= wanted:
             return np.arange(available)
         return np.sort(self._generator.choice(available, wanted, replace=False))
-
-
-@dataclass
-class PairedMoments(SecondMoments):
-    """Of patches x of a rounded network, and how they go with those y of the float network, E[(y - x) x'] [G, K, K]."""
-
-    _exact_sum: np.ndarray | float = 0.0
-    _cross: np.ndarray | float = 0.0
-
-    @property
-    def exact_mean(self) -> np.ndarray:
-        """E[y], float64 [G, K]."""
-        return np.asarray(self._exact_sum) / max(self.count, 1)
-
-    def update_both(self, data: np.ndarray, exact: np.ndarray) -> None:
-        """Take in what the convolution read of a batch, and what it would have without rounding, [N, C, H, W] each."""
-        pixels = self._chosen(data.shape)
-        patches, wanted = self._patches(data, pixels), self._patches(exact, pixels)
-        self._take(patches)
-        self._exact_sum = self._exact_sum + wanted.sum(0, dtype=np.float64)
-        lost, read = (np.ascontiguousarray(own.transpose(1, 2, 0)) for own in (wanted - patches, patches))
-        self._cross = self._cross + np.matmul(lost, read.transpose(0, 2, 1))
-
-    def aim(self, weight: np.ndarray, central: bool) -> np.ndarray:
-        """The weights [G, O, K] that come nearer to the float network's results, on rounded data.
-
-        Least squares, damped: W + W E[(y - x) x'] E[x x']^-1, or the same of deviations from the means.
-        """
-        cross, met = np.asarray(self._cross, np.float64) / max(self.count, 1), self.products
-        if central:
-            cross = cross - np.einsum("gk,gl->gkl", self.exact_mean - self.mean, self.mean)
-            met = self.central
-        shifts = [
-            _solved(own @ group, damped(moments, CORRECTION_DAMPING))
-            for own, group, moments in zip(weight, cross, met, strict=True)
-        ]
-        return (weight + CORRECTED * np.stack(shifts)).astype(np.float32)
-
-
-def _solved(rows: np.ndarray, moments: np.ndarray) -> np.ndarray:
-    """rows @ moments^-1; none where nothing was read."""
-    if moments.diagonal().mean() < np.finfo(np.float32).tiny:
-        return np.zeros_like(rows)
-    return np.linalg.solve(moments.astype(np.float64).T, rows.T).T
 
 
 def damped(moments: np.ndarray, share: float = DAMPING) -> np.ndarray:
