@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 
 import tvm_int8
 from benchmarks import onnx_graph
-from benchmarks.judge import Result, add_files, judge, load_batches
+from benchmarks.judge import Case, Result, add_files, judge
 from tvm_int8.config import QuantizationConfig
 from tvm_int8.frontend import load_model
 from tvm_int8.quantization.calibrators import calibrator_names
@@ -90,21 +89,11 @@ class Judge:
 
     Parameters
     ----------
-    model : onnx.ModelProto
-    calibration, test : sequence of dict
-        Batches, input name -> array.
-    labels : ndarray or None
-        The class of every test input.
+    case : Case
     """
 
-    def __init__(
-        self,
-        model: onnx.ModelProto,
-        calibration: Sequence[Mapping[str, np.ndarray]],
-        test: Sequence[Mapping[str, np.ndarray]],
-        labels: np.ndarray | None = None,
-    ):
-        self.model, self.calibration, self.test, self.labels = model, calibration, test, labels
+    def __init__(self, case: Case):
+        self.model, self.calibration, self.test, self.labels = case.model, case.calibration, case.test, case.labels
         self.reference = self._outputs(None)
 
     def _outputs(self, config: QuantizationConfig | None) -> list[list[np.ndarray]]:
@@ -153,17 +142,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=(__doc__ or "").split("\n")[0])
     add_files(parser)
     parser.add_argument("--only", nargs="+", choices=list(CHOICES), default=list(CHOICES), help="options to vary")
-    parser.add_argument("--count", type=int, default=256, help="batches of each file, at most (default 256)")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, row by row."""
     arguments = _arguments(argv)
-    model = onnx_graph.logits_model(onnx.load(arguments.model))
-    paths = arguments.calibration, arguments.test
-    calibration, test = (load_batches(path, model)[: arguments.count] for path in paths)
-    judged = Judge(model, calibration, test, None if arguments.labels is None else np.load(arguments.labels))
+    judged = Judge(Case.read(arguments, arguments.count))
     columns = ["", "SQNR dB", "as FP32"] + ([] if arguments.labels is None else ["accuracy"])
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     print(row("FP32", judged.fp32()))

@@ -179,7 +179,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=(__doc__ or "").split("\n")[0])
     judge.add_files(parser)
     parser.add_argument("--rows", nargs="+", choices=list(MAKERS), default=list(ROWS), help="who quantises")
-    parser.add_argument("--count", type=int, default=256, help="calibration batches, at most (default 256)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", help="of the network, for table and picture (default: the file's)")
     parser.add_argument("--json", type=Path, help="file to add the network to")
@@ -190,15 +189,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table of one network."""
     arguments = _arguments(argv)
-    model = onnx_graph.logits_model(onnx.load(arguments.model))
-    names = list(onnx_graph.input_shapes(model))
+    case = judge.Case.read(arguments)
+    names = list(onnx_graph.input_shapes(case.model))
     if len(names) != 1:
         raise SystemExit(f"{arguments.model}: has {len(names)} inputs ({', '.join(names)}), expected one")
-    calibration, test = judge.load_batches(arguments.calibration, model), judge.load_batches(arguments.test, model)
-    inputs = [batch[names[0]] for batch in calibration[: arguments.count]], [batch[names[0]] for batch in test]
-    labels = None if arguments.labels is None else np.load(arguments.labels)
-    options = {"labels": labels, "rows": arguments.rows, "threads": arguments.threads}
-    comparison = compare(model, *inputs, network=arguments.name or arguments.model.stem, **options)
+    inputs = ([batch[names[0]] for batch in batches] for batches in (case.calibration, case.test))
+    options = {"labels": case.labels, "rows": arguments.rows, "threads": arguments.threads}
+    comparison = compare(case.model, *inputs, network=arguments.name or case.name, **options)
     print(comparison)
     comparisons = [comparison] if arguments.json is None else save(comparison, arguments.json)
     if arguments.plot is not None:

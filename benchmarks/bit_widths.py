@@ -24,10 +24,9 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 from benchmarks import bit_widths_chart, onnx_graph
-from benchmarks.judge import Result, add_files, judge, load_batches
+from benchmarks.judge import Case, Result, add_files, judge
 from tvm_int8 import api
 from tvm_int8.config import QuantizationConfig
 from tvm_int8.quantization.bit_allocator import BitAllocator
@@ -88,22 +87,18 @@ class Sweep:
 
     Parameters
     ----------
-    model : onnx.ModelProto
-    calibration, test : sequence of dict
-        Batches, input name -> array.
-    labels : ndarray or None
-        The class of every test input.
+    case : Case
     widths : sequence of int
         What layers can have.
     """
 
-    def __init__(self, model: onnx.ModelProto, calibration, test, labels: np.ndarray | None, widths: Sequence[int]):
-        self.test, self.labels = test, labels
+    def __init__(self, case: Case, widths: Sequence[int]):
+        self.test, self.labels = case.test, case.labels
         config, inputs = (
             QuantizationConfig(bits=BitWidths()),
-            api.Inputs(onnx_graph.input_shapes(model), None, None, None),
+            api.Inputs(onnx_graph.input_shapes(case.model), None, None, None),
         )
-        quantized, _ = api.quantize_for_measuring(model, calibration, config, inputs, progress=False)
+        quantized, _ = api.quantize_for_measuring(case.model, case.calibration, config, inputs, progress=False)
         start = time.perf_counter()
         self.allocator = BitAllocator(quantized, widths, progress=False)
         self.noises: list[NoiseByBits] = self.allocator.weight_noise()
@@ -197,7 +192,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bit_widths", description=(__doc__ or "").split("\n")[0])
     add_files(parser)
     parser.add_argument("--per-channel", action="store_true", help="also share layers' bits among output channels")
-    parser.add_argument("--count", type=int, default=256, help="calibration batches, at most (default 256)")
     parser.add_argument("--average", type=float, nargs="+", default=AVERAGES, help="bits per weight to allocate")
     parser.add_argument("--widths", type=int, nargs="+", default=tuple(range(1, 9)), help="bits that layers can have")
     parser.add_argument("--points", type=float, default=0.5, help="of accuracy that may be lost (default 0.5)")
@@ -213,13 +207,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         bit_widths_chart.write(Path(given[1]), [json.loads(Path(path).read_text()) for path in given[2:]])
         return 0
     arguments = _arguments(argv)
-    model = onnx_graph.logits_model(onnx.load(arguments.model))
-    calibration, test = load_batches(arguments.calibration, model), load_batches(arguments.test, model)
-    labels = None if arguments.labels is None else np.load(arguments.labels)
-    sweep = Sweep(model, calibration[: arguments.count], test, labels, arguments.widths)
+    case = Case.read(arguments)
+    sweep = Sweep(case, arguments.widths)
     fp32 = sweep.fp32()
     accuracy = "" if fp32.accuracy is None else f", FP32 {fp32.accuracy:.2%}"
-    print(f"{arguments.model.stem}: {sweep.count} weights, layers measured in {sweep.seconds:.1f} s{accuracy}\n")
+    print(f"{case.name}: {sweep.count} weights, layers measured in {sweep.seconds:.1f} s{accuracy}\n")
     columns = ["", "bits", "KiB", "predicted dB", "measured dB", "test dB", "accuracy", "s", "bits per layer"]
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     points = []
@@ -227,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         points.append(point)
         print(row(point), flush=True)
     if arguments.json is not None:
-        document = {"network": arguments.model.stem, "fp32": fp32.accuracy, "points": [asdict(p) for p in points]}
+        document = {"network": case.name, "fp32": fp32.accuracy, "points": [asdict(p) for p in points]}
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
     if fp32.accuracy is not None:
         best = smallest(points, fp32.accuracy - arguments.points / 100 - 1e-9)

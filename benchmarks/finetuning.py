@@ -20,8 +20,7 @@ import numpy as np
 import onnx
 
 import tvm_int8
-from benchmarks import onnx_graph
-from benchmarks.judge import Outputs, add_files, judge, load_batches
+from benchmarks.judge import Batches, Case, Outputs, add_files, judge, load_batches
 from tvm_int8.bit_allocation import BitAllocation
 
 
@@ -37,7 +36,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--bits", type=int, default=4, help="of weights (default 4)")
     parser.add_argument("--activation-bits", type=int, default=4, help="of activations (default 4)")
     parser.add_argument("--allocate", action="store_true", help="to layers, on average")
-    parser.add_argument("--count", type=int, default=256, help="calibration batches, at most (default 256)")
     parser.add_argument("--epochs", type=int, default=7)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--flip", action="store_true", help="mirror images at random")
@@ -45,9 +43,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _run(model: Any, batches: Sequence[dict[str, np.ndarray]], **options: Any) -> Outputs:
+def _run(model: Any, batches: Batches, **options: Any) -> Outputs:
     module = tvm_int8.compile(model, **options)
-    runs = (module.run(batch) for batch in batches)
+    runs = (module.run(dict(batch)) for batch in batches)
     return [[np.array(found[info.name]) for info in module.outputs] for found in runs]
 
 
@@ -61,31 +59,27 @@ def _bits(arguments: argparse.Namespace, model: onnx.ModelProto, calibration: An
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a row for each of the three."""
     arguments = _arguments(argv)
-    model = onnx_graph.logits_model(onnx.load(arguments.model))
-    calibration = load_batches(arguments.calibration, model)[: arguments.count]
-    test, labels = load_batches(arguments.test, model), None
-    if arguments.labels is not None:
-        labels = np.load(arguments.labels)
-    config = tvm_int8.QuantizationConfig.from_dict({"bits": _bits(arguments, model, calibration)})
-    quantized = tvm_int8.quantize(model, calibration, config)
+    case = Case.read(arguments)
+    config = tvm_int8.QuantizationConfig.from_dict({"bits": _bits(arguments, case.model, case.calibration)})
+    quantized = tvm_int8.quantize(case.model, case.calibration, config)
     start = time.perf_counter()
     tuned = tvm_int8.finetune(
         quantized,
-        load_batches(arguments.train, model),
+        load_batches(arguments.train, case.model),
         epochs=arguments.epochs,
         learning_rate=arguments.learning_rate,
         augment=flip if arguments.flip else None,
         checkpoint=arguments.checkpoint,
     )
     seconds = time.perf_counter() - start
-    reference = _run(model, test, quantization=None)
+    reference = _run(case.model, case.test, quantization=None)
     print("| | SQNR dB | FP32's decisions | accuracy |\n|---|---|---|---|")
     for name, outputs in (
         ("FP32", reference),
-        ("quantised", _run(quantized, test)),
-        ("fine-tuned", _run(tuned.quantized, test)),
+        ("quantised", _run(quantized, case.test)),
+        ("fine-tuned", _run(tuned.quantized, case.test)),
     ):
-        found = judge(reference, outputs, labels)
+        found = judge(reference, outputs, case.labels)
         accuracy = "" if found.accuracy is None else f"{found.accuracy:.1%}"
         print(f"| {name} | {found.sqnr_db:.1f} | {found.equal_decisions:.1%} | {accuracy} |")
     print(f"\n{seconds:.0f} s of training; loss by epoch {' '.join(f'{loss:.3g}' for loss in tuned.losses)}")

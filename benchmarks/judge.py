@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +82,40 @@ def judge(
     return Result(sqnr_db, equal, float(np.mean(found == labels[: len(found)])))
 
 
+Batches = Sequence[Mapping[str, np.ndarray]]
+"""Input name -> array, of each."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and its data.
+
+    Attributes
+    ----------
+    name : str
+    model : onnx.ModelProto
+        Delivers logits: a softmax at its end is left out.
+    calibration, test : sequence of dict
+        Batches, input name -> array.
+    labels : ndarray or None
+        The class of every test input.
+    """
+
+    name: str
+    model: onnx.ModelProto
+    calibration: Batches
+    test: Batches
+    labels: np.ndarray | None = None
+
+    @classmethod
+    def read(cls, files: argparse.Namespace, test_count: int | None = None) -> Case:
+        """What the options of `add_files` name; all test batches, or so many."""
+        model = onnx_graph.logits_model(onnx.load(files.model))
+        labels = None if files.labels is None else np.load(files.labels)
+        calibration, test = (load_batches(path, model) for path in (files.calibration, files.test))
+        return cls(files.model.stem, model, calibration[: files.count], test[:test_count], labels)
+
+
 def load_batches(path: Path, model: onnx.ModelProto) -> list[dict[str, np.ndarray]]:
     """Read the batches for a model from an .npz or .npy file, as `tvm-int8 calibrate` does."""
     shapes = onnx_graph.input_shapes(model)
@@ -94,3 +128,4 @@ def add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibration", type=Path, required=True, help=".npz or .npy of inputs")
     parser.add_argument("--test", type=Path, required=True, help=".npz or .npy of other inputs")
     parser.add_argument("--labels", type=Path, help=".npy with the class of every test input")
+    parser.add_argument("--count", type=int, default=256, help="calibration batches, at most (default 256)")

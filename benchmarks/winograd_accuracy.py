@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import tvm
 from tvm import relax
 
 from benchmarks import onnx_graph
-from benchmarks.judge import Result, add_files, judge, load_batches
+from benchmarks.judge import Case, Result, add_files, judge
 from tvm_int8 import winograd
 from tvm_int8.build import lower_and_build
 from tvm_int8.config import QuantizationConfig
@@ -79,20 +78,16 @@ class Study:
 
     Parameters
     ----------
-    model : onnx.ModelProto
-    calibration, test : sequence of dict
-        Batches, input name -> array.
-    labels : ndarray or None
-        The class of every test input.
+    case : Case
     """
 
-    def __init__(self, model: onnx.ModelProto, calibration: Sequence, test: Sequence, labels: np.ndarray | None):
-        imported = load_model(model, onnx_graph.input_shapes(model))
-        self.test, self.labels = test, labels
-        self.quantized = quantize_network(imported, calibration, QuantizationConfig(winograd="off"), False)
+    def __init__(self, case: Case):
+        imported = load_model(case.model, onnx_graph.input_shapes(case.model))
+        self.test, self.labels = case.test, case.labels
+        self.quantized = quantize_network(imported, case.calibration, QuantizationConfig(winograd="off"), False)
         self.flow = Dataflow(self.quantized.float_mod)
         self.layers = tiled_layers(self.flow, self.quantized.quantizers)
-        self.seen = self._observe(calibration)
+        self.seen = self._observe(case.calibration)
         self.reference = self._outputs(self.quantized.float_mod, {})
         self._qdq = self.quantized.mod()
 
@@ -178,17 +173,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add_files(parser)
     kinds = ("limit", "tile", "rule")
     parser.add_argument("--only", nargs="+", choices=kinds, default=list(kinds), help="rows")
-    parser.add_argument("--count", type=int, default=256, help="batches of each file, at most (default 256)")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, row by row."""
     arguments = _arguments(argv)
-    model = onnx_graph.logits_model(onnx.load(arguments.model))
-    paths = arguments.calibration, arguments.test
-    calibration, test = (load_batches(path, model)[: arguments.count] for path in paths)
-    study = Study(model, calibration, test, None if arguments.labels is None else np.load(arguments.labels))
+    study = Study(Case.read(arguments, arguments.count))
     columns = ["", "products", "wide", "SQNR dB", "as FP32"] + ([] if arguments.labels is None else ["accuracy"])
     print(f"{len(study.layers)} layers\n\n| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for variant in study.variants(arguments.only):

@@ -15,16 +15,15 @@ import argparse
 import functools
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 import tvm_int8
 from benchmarks import onnx_graph
-from benchmarks.judge import Result, judge, load_batches
+from benchmarks.judge import Batches, Case, Result, judge
 from benchmarks.networks import expand, load_network
 from benchmarks.timing import interleave
 from benchmarks.winograd_accuracy import classes
@@ -32,18 +31,6 @@ from tvm_int8 import QuantizationConfig
 from tvm_int8.quantized_model import QuantizedModel
 
 TILES = {"F(2,3)": (2, 2), "F(4x2,3)": (4, 2), "F(4,3)": (4, 4)}
-Batches = Sequence[Mapping[str, np.ndarray]]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A network and its data."""
-
-    name: str
-    model: onnx.ModelProto
-    calibration: Batches
-    test: Batches
-    labels: np.ndarray | None = None
 
 
 def drawn(name: str) -> Case:
@@ -53,13 +40,6 @@ def drawn(name: str) -> Case:
     (key,) = onnx_graph.input_shapes(model)
     calibration, test = ([{key: x} for x in network.inputs(count, seed)] for count, seed in ((4, 0), (3, 1)))
     return Case(name, model, calibration, test)
-
-
-def from_file(path: Path, calibration: Path, test: Path, labels: Path | None, count: int) -> Case:
-    """A network in a file, as for `benchmarks.winograd_accuracy`."""
-    model = onnx_graph.logits_model(onnx.load(path))
-    seen, judged = (load_batches(file, model)[:count] for file in (calibration, test))
-    return Case(path.stem, model, seen, judged, None if labels is None else np.load(labels))
 
 
 def variants(case: Case) -> dict[str, QuantizedModel]:
@@ -129,8 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     columns = ["network", "layers", "direct", "", *TILES, "auto"]
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     if arguments.calibration and arguments.test:
-        files = Path(arguments.networks[0]), arguments.calibration, arguments.test, arguments.labels
-        cases = iter([from_file(*files, arguments.count)])
+        arguments.model = Path(arguments.networks[0])
+        cases = iter([Case.read(arguments, arguments.count)])
     else:
         cases = map(drawn, expand(arguments.networks))
     for case in cases:

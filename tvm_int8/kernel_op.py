@@ -13,24 +13,11 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tvm_int8.own_op import register
 from tvm_int8.specs import Spec, from_json
 
 NAME = "tvm_int8.kernel"
-
-
-def _register() -> tvm.ir.Op:
-    if NAME not in tvm.ir.Op.list_op_names():
-        tvm.ir.op._ffi_api.RegisterOp(NAME, "A kernel of tvm_int8, ordered by its spec.")
-        tvm.ir.register_op_attr(NAME, "FInferType", _infer_type)
-        tvm.ir.register_op_attr(NAME, "FPurity", True)
-    return tvm.ir.Op.get(NAME)
-
-
-def _infer_type(call, _builder):
-    return relax.TensorType([int(s) for s in call.attrs["shape"]], str(call.attrs["dtype"]))
-
-
-OP = _register()
+OP = register(NAME, "A kernel of tvm_int8, ordered by its spec.")
 
 
 def kernel_call(

@@ -13,22 +13,10 @@ from collections.abc import Sequence
 import tvm
 from tvm import relax
 
+from tvm_int8.own_op import register
+
 NAME = "tvm_int8.overlay"
-
-
-def _register() -> tvm.ir.Op:
-    if NAME not in tvm.ir.Op.list_op_names():
-        tvm.ir.op._ffi_api.RegisterOp(NAME, "A tensor in the memory of others.")
-        tvm.ir.register_op_attr(NAME, "FInferType", _infer_type)
-        tvm.ir.register_op_attr(NAME, "FPurity", True)
-    return tvm.ir.Op.get(NAME)
-
-
-def _infer_type(call, _builder):
-    return relax.TensorType([int(s) for s in call.attrs["shape"]], str(call.attrs["dtype"]))
-
-
-OP = _register()
+OP = register(NAME, "A tensor in the memory of others.")
 
 
 def overlay(inputs: Sequence[relax.Expr], offsets: Sequence[int], shape: Sequence[int], dtype: str) -> relax.Call:

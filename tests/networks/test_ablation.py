@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from benchmarks import ablation
+from benchmarks.judge import Case
 from tests.small_networks import Network, draw
 
 
@@ -66,6 +67,6 @@ def test_the_table(files, capsys):
 
 def test_labels_are_optional(files):
     image = {"x": np.ones((1, 3, 8, 8), np.float32)}
-    judge = ablation.Judge(onnx.load(files[0]), [image], [image])
+    judge = ablation.Judge(Case("a network", onnx.load(files[0]), [image], [image]))
     assert judge.fp32() == ablation.Result(float("inf"), 1.0, None)
     assert ablation.row("FP32", judge.fp32()) == "| FP32 | inf | 100.00% |"
