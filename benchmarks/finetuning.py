@@ -3,8 +3,9 @@
     python -m benchmarks.finetuning net.onnx --calibration c.npy --train x.npy --test t.npy --labels labels.npy
     python -m benchmarks.finetuning net.onnx ... --bits 4 --activation-bits 4 --epochs 7 --learning-rate 2e-3 --flip
 
-Bits are the same for all layers, or, with `--allocate`, allocated so that weights have them on average. Training has no
-labels: those given are of the test inputs. PyTorch runs on as many threads as OMP_NUM_THREADS says.
+Bits are the same for all layers, or, with `--allocate`, allocated so that weights have them on average. Training learns
+from the FP32 network, and, with `--train-labels`, from these, too; `--labels` are of the test inputs. PyTorch runs on as
+many threads as OMP_NUM_THREADS says.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.finetuning", description=(__doc__ or "").split("\n")[0])
     add_files(parser)
     parser.add_argument("--train", type=Path, required=True, help=".npz or .npy of inputs to train on")
+    parser.add_argument("--train-labels", type=Path, help=".npy with the class of every one of them")
+    parser.add_argument("--distillation", type=float, default=0.5, help="its share of the loss beside labels")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bits", type=int, default=4, help="of weights (default 4)")
     parser.add_argument("--activation-bits", type=int, default=4, help="of activations (default 4)")
     parser.add_argument("--allocate", action="store_true", help="to layers, on average")
@@ -66,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     tuned = tvm_int8.finetune(
         quantized,
         load_batches(arguments.train, case.model),
+        arguments.train_labels,
+        distillation=arguments.distillation,
+        seed=arguments.seed,
         epochs=arguments.epochs,
         learning_rate=arguments.learning_rate,
         augment=flip if arguments.flip else None,

@@ -7,8 +7,8 @@ Algorithm
         out[n, o, ty * out_step + out_offset, ...] =
             bias[o] + sum over taps, channels of data[n, c, ty * in_step + tap_offset, ...] * weight[o, c, tap]
 
-    A *step* of the reduction is what one instruction consumes: four channels of u8 (`vpdpbusd`), one of float32
-    (`fma`).
+    A *step* of the reduction is what one instruction consumes: four channels of u8 (`vpdpbusd`), two of int16
+    (`vpmaddwd`, of u8 that are widened in a copy), one of float32 (`fma`).
 
 Schedule
     A tile of `ow_tile` pixels x `oc_tile` blocks of 16 output channels stays in registers over the whole reduction:
@@ -16,8 +16,8 @@ Schedule
     ow_tile * oc_tile + oc_tile + 1 registers must fit.  Weights are packed in the order in which they are read.
     Accumulators start from the bias.  All tiles form one parallel loop, output channels outermost, so that a thread
     keeps its weights in L2; while it computes the pixels of one tile of output channels, it prefetches the weights of
-    the next, which the network's other layers have driven into L3.  Padding is a copy into a scratch tensor before; it
-    costs a few percent of the smallest layers.
+    the next, which the network's other layers have driven into L3.  Padding is a copy into a scratch tensor before, and
+    so is widening; it costs a few percent of the smallest layers.
 
 Evidence
     AMD Zen 5, one thread, 2 x 512-bit `vpdpbusd` per cycle, peak 510 GMAC/s: 3x3 layers of ResNet-50 at 470..497
@@ -79,13 +79,13 @@ class _Builder:
         self.data, self.result = spec.inputs[0], spec.result
         self.integer = self.data.dtype == "uint8"
         self.acc_dtype = "int32" if self.integer else "float32"
-        self.reduction = Reduction.of(spec)
         self.knobs = dict(knobs) if knobs else knob_space(spec, cpu).heuristic
         geometry = Geometry.of(spec, flat=self.knobs["pixels"] == "map")
         self.phases, self.pads = geometry.phases, geometry.pads
         self.height, self.width = geometry.height, geometry.width
         self.fits_int32 = self.integer and fits_int32(spec.program, constants, accumulator_range(spec, constants))
-        self.multiply_add = dot.for_cpu(cpu) if self.integer else dot.Float32()
+        self.multiply_add = dot.direct_for_cpu(cpu) if self.integer else dot.Float32()
+        self.reduction = Reduction.of(spec, self.multiply_add.unit)
 
     def build(self) -> Kernel:
         spec = self.spec
@@ -105,7 +105,7 @@ class _Builder:
             self.weight, self.bias, self.out = rest[operands], rest[operands + 1], rest[-1]
             epilogue.bind(rest[:operands], rest[operands + 2 : -1])
             self.epilogue = epilogue
-            self.source = self._padded(data)
+            self.source = self._copied(data)
             offset = 0
             for index, phase in enumerate(self.phases):
                 offset += self._emit_phase(phase, offset, index * self.result.channel_blocks)
@@ -118,11 +118,15 @@ class _Builder:
         form = f"u8s8_{self.cpu.dot}" if self.integer else "f32"
         return f"{kind}_{form}_{spec.kernel[0]}x{spec.kernel[1]}"
 
-    def _padded(self, data):
-        if not any(self.pads):
+    def _copied(self, data):
+        """The data as the multiply-add reads them, with their padding; a copy if either asks for one."""
+        dtype = self.multiply_add.data_dtype
+        if not any(self.pads) and dtype == self.data.dtype:
             return data
-        padded, self.height, self.width = emit_padded_copy(data, self.data, self.pads, self.spec.pad_value)
-        return padded
+        copied, height, width = emit_padded_copy(data, self.data, self.pads, self.spec.pad_value, dtype)
+        if any(self.pads):
+            self.height, self.width = height, width
+        return copied
 
     def _oc_tiles(self) -> tuple[int, int]:
         """(number of full tiles of oc_tile blocks, blocks in the last partial tile)."""

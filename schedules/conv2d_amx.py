@@ -53,7 +53,7 @@ def _pays(spec: Conv2d) -> bool:
     geometry = Geometry.of(spec)
     steps = geometry.source.groups * len(Reduction.of(spec, geometry.source).spans)
     width = min(PANEL, spec.result.channel_blocks)
-    instructions = conv2d_geometry.Reduction.of(spec).length * spec.kernel[0] * spec.kernel[1]
+    instructions = conv2d_geometry.Reduction.of(spec, 4).length * spec.kernel[0] * spec.kernel[1]
     tiles = steps * (64 if width == PANEL else 52) + 60 + 100 * width
     vectors = BLOCK * width * (instructions / 2 + 2.5)
     return tiles < vectors

@@ -62,9 +62,8 @@ class Reduction:
         return self.per_block if self.whole_blocks else 1
 
     @staticmethod
-    def of(spec: Conv2d) -> Reduction:
+    def of(spec: Conv2d, unit: int) -> Reduction:
         data = spec.inputs[0]
-        unit = 4 if data.dtype == "uint8" else 1
         per_block = data.block // unit
         channels, out_channels = data.shape[1], spec.result.shape[1]
         total = data.channel_blocks * per_block

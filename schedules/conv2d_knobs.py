@@ -53,18 +53,18 @@ class _Model:
     def __init__(self, spec: Conv2d, cpu: Cpu):
         self.spec, self.cpu = spec, cpu
         self.blocks = spec.result.channel_blocks
-        self.reduction = Reduction.of(spec)
         self.registers = cpu.vector_registers * cpu.vector_bits // 512
         forms = ("map", "row") if can_be_flat(spec) and spec.result.shape[2] > 1 else ("row",)
         self.geometries = {form: Geometry.of(spec, flat=form == "map") for form in forms}
         self.integer = spec.inputs[0].dtype == "uint8"
-        multiply_add = dot.for_cpu(cpu) if self.integer else dot.Float32()
+        multiply_add = dot.direct_for_cpu(cpu) if self.integer else dot.Float32()
+        self.reduction, self.temporaries = Reduction.of(spec, multiply_add.unit), multiply_add.temporaries
         self.vector_bytes = multiply_add.vector_elements * multiply_add.weight_bytes
         self.data_bytes = math.prod(spec.inputs[0].physical_shape[1:]) * np.dtype(spec.inputs[0].dtype).itemsize
 
     def limit(self, oc_tile: int) -> int:
-        """Pixels that fit registers beside the weights and one data word."""
-        return (self.registers - 1 - oc_tile) // oc_tile
+        """Pixels that fit registers beside the weights, one data word and what is yet to be added."""
+        return (self.registers - 1 - self.temporaries - oc_tile) // oc_tile
 
     def ow_tiles(self) -> tuple[int, ...]:
         """Widths that cut some row into tiles of about the same size."""

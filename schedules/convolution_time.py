@@ -21,8 +21,10 @@ STEP = {"avx512vnni": 1.0, "avxvnni": 2.0, "avx512bw": 5.0, "avx2": 10.0}
 """Instructions that multiply four channels of u8 by s8, for sixteen output channels."""
 WORD_STEP = {"avx512bw": 4.0, "avx2": 8.0}
 """The same for s16 by s16, without VNNI."""
+DIRECT_STEP = {**STEP, "avx2": WORD_STEP["avx2"]}
+"""Of a direct convolution, whose data are widened once."""
 TILES_OF_AMX = 1 / 8
-"""The same with AMX."""
+"""How many times as long it takes with AMX."""
 EPILOGUE = 6.0
 """Of a vector of results."""
 GROUP_START = 5.0
@@ -56,7 +58,7 @@ def _direct(spec: Conv2d, cpu: Cpu) -> float:
     channels = in_blocks * LANES // spec.groups
     taps = spec.kernel[0] * spec.kernel[1]
     integer = spec.inputs[0].dtype == "uint8"
-    step = STEP[cpu.dot] * (TILES_OF_AMX if cpu.amx else 1) / 4 if integer else 512 / cpu.vector_bits
+    step = DIRECT_STEP[cpu.dot] * (TILES_OF_AMX if cpu.amx else 1) / 4 if integer else 512 / cpu.vector_bits
     size = taps * channels * out_blocks * LANES * (1 if integer else 4)
     return vectors * (taps * channels * step + EPILOGUE) + _reading(size, cpu)
 

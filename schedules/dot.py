@@ -1,8 +1,9 @@
 """The multiply-add at the heart of a convolution, per instruction set: the instruction, and how its operands lie.
 
-An instance offers `vector_elements` (weights per instruction), `weight_bytes` (of one, as loaded), `pack` (last axes
-[16 channels, unit] -> as loaded), `load_weight`, `broadcast` (the data word of one pixel, in all lanes) and the call
-itself: acc + dot(data, weight) for 16 channels.
+An instance offers `unit` (channels per instruction), `data_dtype` (of what it multiplies), `vector_elements` (weights
+per instruction), `weight_bytes` (of one, as loaded), `temporaries` (registers for products that are yet to be added),
+`pack` (last axes [16 channels, unit] -> as loaded), `load_weight`, `broadcast` (the data word of one pixel, in all
+lanes) and the call itself: acc + dot(data, weight) for 16 channels.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from tvm.tirx.script import builder as T
 
 from .cpu import Cpu
 from .lanes import half, joined
-from .vector import fma, intrinsic, load
+from .vector import fenced, fma, intrinsic, load
 
 
 class Float32:
     """One channel: fma of a broadcast float32 with 16 weights."""
 
-    vector_elements, weight_bytes = 16, 4
+    unit, data_dtype = 1, "float32"
+    vector_elements, weight_bytes, temporaries = 16, 4, 0
 
     def pack(self, weight: np.ndarray) -> np.ndarray:
         return weight
@@ -39,7 +41,8 @@ class Avx512Vnni:
     LLVM 22 types both multiplicands <64 x i8>; TVM's own intrinsic passes <16 x i32> and does not verify.
     """
 
-    vector_elements, weight_bytes = 64, 1
+    unit, data_dtype = 4, "uint8"
+    vector_elements, weight_bytes, temporaries = 64, 1, 0
 
     def pack(self, weight: np.ndarray) -> np.ndarray:
         return weight
@@ -73,7 +76,8 @@ class Avx512Pmaddwd:
     stored widened.
     """
 
-    vector_elements, weight_bytes = 64, 2
+    unit, data_dtype = 4, "uint8"
+    vector_elements, weight_bytes, temporaries = 64, 2, 0
 
     def pack(self, weight: np.ndarray) -> np.ndarray:
         wide = weight.astype(np.int16).reshape(*weight.shape[:-2], 16, 2, 2)
@@ -122,7 +126,8 @@ def for_cpu(cpu: Cpu):
 class Avx512VnniWords:
     """Two channels of int16: `vpdpwssd zmm`, exact as long as sums fit int32."""
 
-    vector_elements, weight_bytes = 32, 2
+    unit, data_dtype = 2, "int16"
+    vector_elements, weight_bytes, temporaries = 32, 2, 0
 
     def pack(self, weight: np.ndarray) -> np.ndarray:
         return weight
@@ -165,6 +170,28 @@ class Avx2Words(Avx512VnniWords):
             for high in (False, True)
         ]
         return acc + joined(halves)
+
+
+class Avx2Widened(Avx2Words):
+    """Two channels of u8 that were widened to int16 once, and s8 that are stored so.
+
+    Widening each word where it is met takes two vectors for data and four for weights, and sixteen registers spill.
+    """
+
+    temporaries = 1
+
+    def pack(self, weight: np.ndarray) -> np.ndarray:
+        return weight.astype(np.int16)
+
+    def __call__(self, acc, data, weight):
+        """The sum, fenced: LLVM would add products of several steps first, and keep all of them in registers."""
+        total = T.reinterpret("float32x16", super().__call__(acc, data, weight))
+        return T.reinterpret("int32x16", fenced(total))
+
+
+def direct_for_cpu(cpu: Cpu):
+    """The u8 x s8 multiply-add of direct convolutions, which may copy their data first, as `data_dtype`."""
+    return Avx2Widened() if cpu.dot == "avx2" else for_cpu(cpu)
 
 
 _WORDS = {"avx512vnni": Avx512VnniWords, "avx512bw": Avx512Words, "avxvnni": AvxVnniWords, "avx2": Avx2Words}

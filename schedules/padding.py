@@ -7,19 +7,20 @@ from tvm.tirx.script import builder as T
 from tvm_int8.specs import Tensor
 
 from .lanes import shuffle
-from .vector import const, load, scratch, store
+from .vector import const, convert, load, scratch, store
 
 
-def emit_padded_copy(source, tensor: Tensor, pads: tuple[int, int, int, int], pad_value):
+def emit_padded_copy(source, tensor: Tensor, pads: tuple[int, int, int, int], pad_value, dtype: str | None = None):
     """Copy `source` into a scratch tensor with (top, left, bottom, right) more rows and columns of `pad_value`.
 
-    Returns (scratch buffer, height, width).  One parallel loop over rows; 64 elements a store.
+    `dtype` is the scratch tensor's: int16 holds uint8. Returns (scratch buffer, height, width). One parallel loop over
+    rows; 64 elements a store.
     """
     top, left, bottom, right = pads
     _, _, height, width = tensor.shape
     padded_height, padded_width = height + top + bottom, width + left + right
     planes = tensor.shape[0] * tensor.channel_blocks
-    block, dtype = tensor.block, tensor.dtype
+    block, dtype = tensor.block, dtype or tensor.dtype
     target = scratch(planes * padded_height * padded_width * block, dtype)
     with T.parallel(planes * padded_height) as task:
         plane, row = task // padded_height, task % padded_height
@@ -56,7 +57,8 @@ def _fill(target, base, elements: int, dtype: str, value) -> None:
 def _copy(target, base, source, source_base, elements: int) -> None:
     for offset, count, lanes in _pieces(elements):
         with T.serial(count) as i:
-            store(target, base + offset + i * lanes, load(source, source_base + offset + i * lanes, lanes), lanes)
+            found = load(source, source_base + offset + i * lanes, lanes)
+            store(target, base + offset + i * lanes, convert(found, target.dtype, lanes), lanes)
 
 
 def emit_pixel_major_copy(data, tensor: Tensor, target_shape, before: tuple[int, int], pad_value, overhang: int):

@@ -152,7 +152,7 @@ def fma(a, b, c, lanes: int = LANES):
 
 
 def fenced(product):
-    """A float32 product that LLVM must not contract with an addition behind it."""
+    """Sixteen float32, not to be computed in one go with what comes behind: no contraction, no reassociation."""
     return intrinsic("float32x16", "llvm.arithmetic.fence", product)
 
 
