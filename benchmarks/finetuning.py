@@ -4,8 +4,8 @@
     python -m benchmarks.finetuning net.onnx ... --bits 4 --activation-bits 4 --epochs 7 --learning-rate 2e-3 --flip
 
 Bits are the same for all layers, or, with `--allocate`, allocated so that weights have them on average. Training learns
-from the FP32 network, and, with `--train-labels`, from these, too; `--labels` are of the test inputs. PyTorch runs on as
-many threads as OMP_NUM_THREADS says.
+from the FP32 network, and from `--train-labels`, if there are any; `--labels` are of the test inputs. PyTorch runs on
+as many threads as OMP_NUM_THREADS says.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,26 @@ def flip(batch: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np
     return {name: np.where(rng.random((len(x), 1, 1, 1)) < 0.5, x[..., ::-1], x) for name, x in batch.items()}
 
 
+def shift(batch: dict[str, np.ndarray], rng: np.random.Generator, most: int) -> dict[str, np.ndarray]:
+    """Move every image by up to `most` pixels each way; what comes in is 0."""
+    found = {}
+    for name, images in batch.items():
+        height, width = images.shape[2:]
+        padded = np.pad(images, ((0, 0), (0, 0), (most, most), (most, most)))
+        places = rng.integers(0, 2 * most + 1, (len(images), 2))
+        rows = [image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, places, strict=True)]
+        found[name] = np.stack(rows)
+    return found
+
+
+def _augment(arguments: argparse.Namespace) -> Callable | None:
+    """What is asked for, one after the other."""
+    steps: list[Callable] = [flip] if arguments.flip else []
+    if arguments.shift:
+        steps.append(partial(shift, most=arguments.shift))
+    return None if not steps else lambda batch, rng: reduce(lambda changed, step: step(changed, rng), steps, batch)
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.finetuning", description=(__doc__ or "").split("\n")[0])
     add_files(parser)
@@ -43,6 +64,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=7)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--flip", action="store_true", help="mirror images at random")
+    parser.add_argument("--shift", type=int, default=0, help="move images at random, pixels at most (default 0)")
     parser.add_argument("--checkpoint", type=Path)
     return parser.parse_args(argv)
 
@@ -75,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seed=arguments.seed,
         epochs=arguments.epochs,
         learning_rate=arguments.learning_rate,
-        augment=flip if arguments.flip else None,
+        augment=_augment(arguments),
         checkpoint=arguments.checkpoint,
     )
     seconds = time.perf_counter() - start

@@ -50,10 +50,10 @@ class BitPrediction:
     def __call__(self, base: float, noises: Sequence[NoiseByBits], widths: Sequence[float]) -> float:
         """SQNR in dB of what has these widths; `base` is noise that comes on top.
 
-        Between 6 and 8 bits, the mean over all noise, layers are less and less rounded for one another.
+        Between 5 and 8 bits, the mean over all noise, less and less is to be made good.
         """
         own = [noise.output[bits] for noise, bits in zip(noises, widths, strict=True)]
         alone, total = decibels(base + sum(own)), sum(own)
         mean = sum(n * bits for n, bits in zip(own, widths, strict=True)) / total if total else float(ALL_BITS)
-        share = min(max((ALL_BITS - mean) / (ALL_BITS - MOST_BITS), 0.0), 1.0)
+        share = min(max((ALL_BITS - mean) / (ALL_BITS - max(MEASURED_BITS)), 0.0), 1.0)
         return alone + share * self.together_db if share else alone
