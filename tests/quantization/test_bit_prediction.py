@@ -47,8 +47,8 @@ def test_large_widths_add_up():
     predict = BitPrediction(allocator, layers)
     assert predict(0.0, layers, [8, 8, 8]) == pytest.approx(decibels(sum(n.output[8] for n in layers)))
     assert not allocator.asked
-    gains = [predict(0.0, layers, [b] * 3) - decibels(sum(n.output[b] for n in layers)) for b in (4, 5, 6, 7, 8)]
-    assert gains == pytest.approx([decibels(0.5) * share for share in (1, 1, 2 / 3, 1 / 3, 0)])
+    gains = [predict(0.0, layers, [b] * 3) - decibels(sum(n.output[b] for n in layers)) for b in (4, 5, 6, 8)]
+    assert gains == pytest.approx([decibels(0.5) * share for share in (1, 0.75, 0.5, 0)])
 
 
 def test_layers_that_cannot_have_few_bits_add_up():

@@ -19,7 +19,8 @@ from tvm_int8.quantization.output_noise import decibels
 
 MEASURED_BITS = (3, 5)
 """Everywhere, where layers together are measured, or the nearest there are; the mean counts."""
-ALL_BITS = 8
+FEW_BITS, ALL_BITS = 4, 8
+"""Per weight, on average: where all of that counts, and nothing of it."""
 
 
 class BitPrediction:
@@ -50,10 +51,9 @@ class BitPrediction:
     def __call__(self, base: float, noises: Sequence[NoiseByBits], widths: Sequence[float]) -> float:
         """SQNR in dB of what has these widths; `base` is noise that comes on top.
 
-        Between 5 and 8 bits, the mean over all noise, less and less is to be made good.
+        Between 4 and 8 bits per weight, on average, less and less is to be made good.
         """
         own = [noise.output[bits] for noise, bits in zip(noises, widths, strict=True)]
-        alone, total = decibels(base + sum(own)), sum(own)
-        mean = sum(n * bits for n, bits in zip(own, widths, strict=True)) / total if total else float(ALL_BITS)
-        share = min(max((ALL_BITS - mean) / (ALL_BITS - max(MEASURED_BITS)), 0.0), 1.0)
-        return alone + share * self.together_db if share else alone
+        counts = [noise.count for noise in noises]
+        share = min((ALL_BITS - np.average(widths, weights=counts)) / (ALL_BITS - FEW_BITS), 1.0)
+        return decibels(base + sum(own)) + (share * self.together_db if share else 0.0)
