@@ -69,4 +69,10 @@ def test_the_nearest_width_there_is():
 
 def test_no_noise():
     silent = [NoiseByBits("layer", 10, {4: 0.0, 8: 0.0}, {4: 0.0, 8: 0.0})]
-    assert BitPrediction(Allocator(silent, 0.0, 1.0), silent)(0.0, silent, [8]) == math.inf
+    predict = BitPrediction(Allocator(silent, 0.0, 1.0), silent)
+    assert predict(0.0, silent, [8]) == predict(0.0, silent, [4]) == math.inf
+    assert predict(1e-3, silent, [4]) == pytest.approx(30.0)
+
+
+def test_no_layers():
+    assert BitPrediction(Allocator([], 1e-3, 1.0), [])(1e-3, [], []) == pytest.approx(30.0)

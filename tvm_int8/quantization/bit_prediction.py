@@ -7,6 +7,7 @@ much, hardly depends on the widths as long as these are few; it is measured with
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -42,7 +43,8 @@ class BitPrediction:
         common = set.intersection(*(set(noise.output) for noise in self.noises)) if self.noises else set()
         few = [int(bits) for bits in common if bits <= MOST_BITS]
         chosen = {min(few, key=lambda own: abs(own - wanted)) for wanted in MEASURED_BITS if few}
-        return float(np.mean([self._together_db(bits) for bits in chosen])) if chosen else 0.0
+        found = float(np.mean([self._together_db(bits) for bits in chosen])) if chosen else 0.0
+        return found if math.isfinite(found) else 0.0  # no noise, whatever the bits
 
     def _together_db(self, bits: int) -> float:
         added = self.allocator.reached(None) + sum(noise.output[bits] for noise in self.noises)
@@ -54,6 +56,7 @@ class BitPrediction:
         Between 4 and 8 bits per weight, on average, less and less is to be made good.
         """
         own = [noise.output[bits] for noise, bits in zip(noises, widths, strict=True)]
-        counts = [noise.count for noise in noises]
-        share = min((ALL_BITS - np.average(widths, weights=counts)) / (ALL_BITS - FEW_BITS), 1.0)
-        return decibels(base + sum(own)) + (share * self.together_db if share else 0.0)
+        spared = sum(noise.count * (ALL_BITS - bits) for noise, bits in zip(noises, widths, strict=True))
+        share = min(spared / max(sum(noise.count for noise in noises), 1) / (ALL_BITS - FEW_BITS), 1.0)
+        total = base + sum(own)
+        return decibels(total) + share * self.together_db if share and total else decibels(total)

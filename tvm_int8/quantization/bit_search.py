@@ -2,15 +2,15 @@
 
 Noises of layers add up as long as they are small. What is left of the error is taken out by measuring what was chosen:
 for a wanted SQNR the noise allowed by prediction is corrected by what was reached, and for a size the best of several
-choices counts. Choices are compared with every layer rounded by itself, which takes no time; those that are about as
-good, and what is found, as they are compiled.
+choices counts. Of many choices the best is found with every layer rounded by itself, which takes no time; the last few
+are compared, and what is found is measured, as they are compiled.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,8 +26,6 @@ CORRECTIONS = 8
 """How often the allowed noise is corrected, at most."""
 DELIVERIES = 4
 """How often by what the compiled network has."""
-NEAR = 10**0.1
-"""Noise that is about as much: 1 dB."""
 ENOUGH = 0.95
 """Of the allowed noise: there is no use in more."""
 MOST_COMBINATIONS = 100_000
@@ -95,11 +93,13 @@ class BitSearch:
     def within(self, method: str, budget: float) -> Found | None:
         """Widths that add up to at most `budget` bits; None where there are none."""
         if method == "exhaustive":
-            return self._best(self._fitting(budget))
+            widths = min(self._fitting(budget), key=self.alone, default=None)
+            return None if widths is None else self._found(widths)
         goal = Goal(budget=budget)
         methods = ("optimal", "closed_form", "greedy") if method == "optimal" else (method,)
         candidates = [METHODS[name](self.items, goal) for name in methods]
-        return self._best([widths for widths in candidates if widths is not None], near=NEAR)
+        found = (self._found(widths) for widths in candidates if widths is not None)
+        return min(found, key=lambda own: own.measured, default=None)
 
     def quiet(self, method: str, allowed: float) -> Found | None:
         """Widths with which the outputs have no more noise than `allowed`; None where none were found."""
@@ -144,13 +144,6 @@ class BitSearch:
 
     def _found(self, widths: Widths) -> Found:
         return Found(widths, self.measured(widths))
-
-    def _best(self, candidates: Iterable[Widths], near: float = 1.0) -> Found | None:
-        """The one with least noise, compiled; of those `near` to the one with least noise alone."""
-        alone = [(self.alone(widths), widths) for widths in candidates]
-        least = min((noise for noise, _ in alone), default=0.0)
-        found = [self._found(widths) for noise, widths in alone if noise <= near * least]
-        return min(found, key=lambda own: own.measured, default=None)
 
     def _fitting(self, budget: float) -> Iterator[Widths]:
         """All combinations within a budget that leave no room for another bit."""
