@@ -307,6 +307,13 @@ def test_goals_out_of_reach():
         allocated(average_bits=4, activation_bits=2, widths=(3, 4))
 
 
+def test_a_network_without_layers():
+    net = Network(x=(1, 3, 4, 4))
+    model = net.finish(net.relu("x"))
+    with pytest.raises(ConfigError, match="no layer in INT8"):
+        tvm_int8.allocate_bits(model, draw(model, 2, 0), average_bits=4, progress=False)
+
+
 def test_too_much_to_try():
     deep = Network(x=(1, 3, 4, 4))
     model = deep.finish(functools.reduce(lambda y, _: deep.relu(deep.conv(y, 4, 1)), range(6), "x"))

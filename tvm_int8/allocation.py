@@ -180,8 +180,11 @@ class Allocations:
         Raises
         ------
         ConfigError
-            The goal cannot be reached.
+            The goal cannot be reached, or no layer is quantised.
         """
+        if not self.allocator.layers:
+            found, expected = "no layer in INT8", "a convolution or a dense layer"
+            raise ConfigError("allocate_bits", found, expected, "print the report of a compiled module: it says why")
         allocated = self._with_floats(request) if request.goal == "target_sqnr_db" else None
         result = allocated or self._allocate(request)
         seconds, self._start = time.perf_counter() - self._start, time.perf_counter()
