@@ -18,6 +18,7 @@ import tvm
 from tvm import relax
 
 from tvm_int8.errors import ConfigError
+from tvm_int8.unique_names import UniqueNames
 
 from .dataflow import Dataflow
 from .expressions import Expr, Var, constant, dtype_of, op_name, shape_of, substitute
@@ -44,14 +45,12 @@ class ByteInputs:
     def transform_module(self, mod: tvm.IRModule, _ctx) -> tvm.IRModule:
         """Return the module whose `main` takes bytes."""
         flow, function = Dataflow(mod), mod["main"]
-        names = {var.name for var in flow.consumers}
+        names = UniqueNames(var.name for var in flow.consumers)
         builder = relax.BlockBuilder()
         bindings, params, images, layers = [], [], {}, {}
 
         def emit(expr: Expr, name: str, layer: str) -> Var:
-            while name in names:
-                name += "_"
-            names.add(name)
+            name = names.take(name)
             layers[name] = layer
             expr = builder.normalize(expr)
             bindings.append(relax.VarBinding(relax.DataflowVar(name, expr.ty), expr))

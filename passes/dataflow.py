@@ -34,6 +34,7 @@ from tvm_int8.passes.expressions import (
     substitute,
     vars_in,
 )
+from tvm_int8.unique_names import UniqueNames
 
 __all__ = [
     "Dataflow",
@@ -127,7 +128,7 @@ class Rebuilder:
         self.function = function
         self.old = Dataflow(function)
         self._params = set(function.params)
-        self._names = {var.name for var in self.old.consumers}
+        self._names = UniqueNames(var.name for var in self.old.consumers)
         self._builder = relax.BlockBuilder()
         self._bindings: list[relax.VarBinding] = []
         self._values: dict[Var, Expr] = {}  # new variable -> its value
@@ -148,17 +149,10 @@ class Rebuilder:
         expr = self._flat(expr, name)
         if not isinstance(expr, relax.Call | relax.TupleGetItem):
             return expr
-        var = relax.DataflowVar(self._unique(name), expr.ty)
+        var = relax.DataflowVar(self._names.take(name), expr.ty)
         self._added[var.name] = self._origin
         self._append(var, expr)
         return var
-
-    def _unique(self, name: str) -> str:
-        candidate, count = name, 1
-        while candidate in self._names:
-            candidate, count = f"{name}_{count}", count + 1
-        self._names.add(candidate)
-        return candidate
 
     def _append(self, var: Var, value: Expr) -> None:
         self._values[var] = value
@@ -235,7 +229,7 @@ class Rebuilder:
         fixed = []
         for leaf in leaves(outputs):
             if not isinstance(leaf, Var) or leaf in self._params:
-                fixed.append(relax.Var(self._unique("output"), leaf.ty))
+                fixed.append(relax.Var(self._names.take("output"), leaf.ty))
                 self._append(fixed[-1], leaf)
             else:
                 fixed.append(leaf)

@@ -23,6 +23,7 @@ from tvm_int8.schedules.cpu import Cpu
 from tvm_int8.schedules.island_program import Step, joined
 from tvm_int8.schedules.island_stages import Unsupported, read_stages
 from tvm_int8.schedules.islands import ISLAND, UNSCHEDULED, schedule_island, schedule_program
+from tvm_int8.unique_names import UniqueNames
 
 from .dataflow import Dataflow, Rebuilder, rebuild
 from .expressions import Expr, Var
@@ -125,7 +126,8 @@ class _Islands:
         self.mod, self.groups, self.cpu = mod, groups, cpu
         self.functions: dict[tvm.ir.GlobalVar, tirx.PrimFunc] = {}
         self._known: dict[tuple, tvm.ir.GlobalVar | None] = {}
-        self._names = {v.name_hint for v, func in mod.functions.items() if not is_island(func) or reasons[v.name_hint]}
+        kept = [v.name_hint for v, func in mod.functions.items() if not is_island(func) or reasons[v.name_hint]]
+        self._names = UniqueNames(kept)
         self._builder = relax.BlockBuilder()  # gives functions the type a call_tir wants to see
 
     def __call__(self, binding: relax.VarBinding, value: Expr, new: Rebuilder) -> Expr | None:
@@ -155,18 +157,11 @@ class _Islands:
             func = schedule_program(program, name, self.cpu)
         except Exception:  # TVM raises whatever it likes; an island must never stop a compilation
             return None
-        name = self._unique(name)
+        name = self._names.take(name)
         func = func.with_attr("global_symbol", name)
         variable = self._builder.add_func(func, name)
         self.functions[variable] = func
         return variable
-
-    def _unique(self, name: str) -> str:
-        candidate, count = name, 1
-        while candidate in self._names:
-            candidate, count = f"{name}_{count}", count + 1
-        self._names.add(candidate)
-        return candidate
 
 
 def _name(callees: list[str]) -> str:

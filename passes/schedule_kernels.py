@@ -27,6 +27,7 @@ from tvm_int8.schedules.knobs import Choice
 from tvm_int8.schedules.registry import deliver
 from tvm_int8.schedules.rule import Constants
 from tvm_int8.specs import Conv2d, Kernel, Spec
+from tvm_int8.unique_names import UniqueNames
 
 from .dataflow import Rebuilder, rebuild
 from .expressions import Expr
@@ -59,7 +60,7 @@ class _Delivery:
         self.rows: dict[str, dict] = {}
         self.packed: dict[str, bytes] = {}
         self._known: dict[int, list[tuple[tvm.tirx.PrimFunc, tvm.ir.GlobalVar]]] = {}  # by hash
-        self._names: set[str] = set()
+        self._names = UniqueNames()
         self._may_use_tiles = False
         self._layouts: dict[tuple, Layout] = {}  # by function and shape: padded channels may make one of several
         self._builder = relax.BlockBuilder()  # gives functions the type a call_tir wants to see
@@ -85,7 +86,7 @@ class _Delivery:
         for func, variable in alike:
             if structural_equal(func, kernel.func):
                 return variable
-        name = self._unique(kernel.name)
+        name = self._names.take(re.sub(r"\W", "_", kernel.name))
         func = kernel.func.with_attr("global_symbol", name)
         if amx.NEEDS_PERMISSION in func.attrs and not self._may_use_tiles:
             func, self._may_use_tiles = amx.with_permission(func), True  # in the first to run: once is enough
@@ -103,14 +104,6 @@ class _Delivery:
         if packed is not None:
             self._layouts[key] = packed.layout
         return packed
-
-    def _unique(self, name: str) -> str:
-        name = re.sub(r"\W", "_", name)
-        candidate, count = name, 1
-        while candidate in self._names:
-            candidate, count = f"{name}_{count}", count + 1
-        self._names.add(candidate)
-        return candidate
 
 
 def _row(spec: Spec, kernel, function: str, tensor: str, stored) -> dict:

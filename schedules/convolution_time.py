@@ -6,7 +6,7 @@ The unit is one vector instruction on one of the ports that multiply: a `vpdpbus
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from tvm_int8 import winograd
@@ -15,8 +15,8 @@ from tvm_int8.specs import LANES, Conv2d, WinogradConv2d
 from .cpu import Cpu
 from .winograd_knobs import FAR_BYTES, tile_counts
 
-Measured = Callable[[Conv2d], float | None]
-"""What an order has been measured to take; None where it has not."""
+Measured = Callable[[Conv2d], Mapping[str, float]]
+"""What an order has been measured to take, by the CPU that measured: times of different ones do not compare."""
 STEP = {"avx512vnni": 1.0, "avxvnni": 2.0, "avx512bw": 5.0, "avx2": 10.0}
 """Instructions that multiply four channels of u8 by s8, for sixteen output channels."""
 WORD_STEP = {"avx512bw": 4.0, "avx2": 8.0}
@@ -94,16 +94,20 @@ def _reading(weight_bytes: int, cpu: Cpu) -> float:
     return beyond / FAR_BYTES
 
 
-def fastest(specs: Sequence[Conv2d], cpu: Cpu, measured: Measured = lambda spec: None) -> int:
+def fastest(specs: Sequence[Conv2d], cpu: Cpu, measured: Measured = lambda spec: {}) -> int:
     """Index of the algorithm that takes least time; the first one where others gain next to nothing.
 
-    Where the first and others have been `measured`, these alone count: nobody measures what the model expects nothing
+    Where one CPU has `measured` the first and others, these alone count: nobody measures what the model expects nothing
     of. What positions of 16 bits add is the model's.
     """
     times = dict(enumerate(time_of(spec, cpu) for spec in specs))
     narrow = [replace(spec, wide=()) if isinstance(spec, WinogradConv2d) else spec for spec in specs]
-    found = {i: us * times[i] / time_of(spec, cpu) for i, spec in enumerate(narrow) if (us := measured(spec))}
-    if 0 in found and len(found) > 1:
-        times = found
+    widening = [times[i] / time_of(spec, cpu) for i, spec in enumerate(narrow)]
+    found = [measured(spec) for spec in narrow]
+    for measurer in found[0]:
+        comparable = {i: found[i][measurer] * widening[i] for i in times if measurer in found[i]}
+        if len(comparable) > 1:
+            times = comparable
+            break
     best = min(times, key=lambda index: times[index])
     return best if times[0] > MARGIN * times[best] else 0

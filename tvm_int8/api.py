@@ -300,7 +300,7 @@ def _tiles(quantized: QuantizedModel, choose: Lookup) -> tvm.transform.Pass | No
     if config is not None and config.winograd == "off":
         return None
     always = config is not None and config.winograd == "always"
-    return pipeline.tile(quantized.winograd, choose.cpu, always, choose.time_us)
+    return pipeline.tile(quantized.winograd, choose.cpu, always, choose.times_us)
 
 
 def _refuse_to_quantize_again(calibration: Any, quantization: Any, inputs: Inputs) -> None:

@@ -127,7 +127,7 @@ def order() -> tvm.transform.Pass:
     )
 
 
-def tile(ways: Ways, cpu: Cpu, always: bool = False, measured: Measured = lambda spec: None) -> tvm.transform.Pass:
+def tile(ways: Ways, cpu: Cpu, always: bool = False, measured: Measured = lambda spec: {}) -> tvm.transform.Pass:
     """After `order`: convolutions that are faster so, or `always`, in the Winograd domain.
 
     What is faster a model of the CPU says, or times that have been measured.

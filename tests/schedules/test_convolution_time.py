@@ -62,9 +62,24 @@ def test_few_channels_leave_transforms_most_of_the_work():
 def test_what_has_been_measured_counts():
     layers = ways(256, (56, 56))
     slow = dict(zip(layers, (10.0, 50.0, 9.0, 20.0), strict=True))
-    assert fastest(layers, cpu("cascadelake"), slow.get) == 2
-    assert fastest(layers, cpu("cascadelake"), {**slow, layers[2]: None}.get) == 0
-    assert fastest(layers, cpu("cascadelake"), {layers[0]: 10.0}.get) == 1
-    assert fastest(layers, cpu("cascadelake"), {layers[2]: 9.0, layers[3]: 20.0}.get) == 1
+    assert best_of(layers, one_cpu=slow) == 2
+    assert best_of(layers, one_cpu={**slow, layers[2]: None}) == 0
+    assert best_of(layers, one_cpu={layers[0]: 10.0}) == 1
+    assert best_of(layers, one_cpu={layers[2]: 9.0, layers[3]: 20.0}) == 1
     half = replace(layers[2], wide=tuple(range(12)))
-    assert fastest([*layers[:2], half, layers[3]], cpu("cascadelake"), slow.get) == 0
+    assert best_of([*layers[:2], half, layers[3]], one_cpu=slow) == 0
+
+
+def test_times_of_different_cpus_do_not_compare():
+    layers = ways(256, (56, 56))
+    assert best_of(layers, slow={layers[0]: 1000.0}, fast={layers[3]: 10.0}) == 1
+    assert best_of(layers, one={layers[0]: 10.0}, other={layers[0]: 20.0, layers[3]: 15.0}) == 3
+
+
+def best_of(layers, **measurements):
+    """The choice for cascadelake, given every measuring CPU's times."""
+
+    def times(spec):
+        return {name: us for name, found in measurements.items() if (us := found.get(spec))}
+
+    return fastest(layers, cpu("cascadelake"), times)

@@ -318,11 +318,11 @@ def test_compiling_with_a_log(mine, monkeypatch):
             np.testing.assert_array_equal(found, wanted)
 
 
-def test_measured_times_are_those_of_this_cpu(mine):
+def test_measured_times_are_those_of_this_target(mine):
     """Of the layer as it is before layouts are assigned, too."""
-    write_log(mine, [tuned(7)])
+    write_log(mine, [tuned(7, cpu="A"), tuned(3, target=SIMILAR, cpu="A"), tuned(9, cpu="B"), tuned(8, cpu="B")])
     choose = lookup(mine, TARGET)
     plain = replace(SPEC, inputs=tuple(replace(tensor, block=0) for tensor in SPEC.inputs))
-    assert choose.time_us(SPEC) == choose.time_us(plain) == 7
-    assert choose.time_us(replace(SPEC, kernel=(5, 5))) is None
-    assert lookup(mine, parse_target("llvm -mcpu=icelake-server -num-cores=1")).time_us(SPEC) is None
+    assert choose.times_us(SPEC) == choose.times_us(plain) == {"A": 7, "B": 8}
+    assert choose.times_us(replace(SPEC, kernel=(5, 5))) == {}
+    assert lookup(mine, parse_target("llvm -mcpu=icelake-server -num-cores=1")).times_us(SPEC) == {}

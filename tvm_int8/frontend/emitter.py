@@ -14,6 +14,8 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from ..unique_names import UniqueNames
+
 _FLOATS_TO_FLOAT32 = {"float16", "float64", "bfloat16"}
 
 
@@ -60,7 +62,7 @@ class Emitter:
         self._bindings: list[relax.VarBinding] = []
         self._values: dict[relax.Var, relax.Expr] = {}
         self._layer_of: dict[str, str] = {}
-        self._names: set[str] = set()
+        self._names = UniqueNames()
         self._constants: dict[int, tuple[np.ndarray, relax.Expr]] = {}
 
     def begin(self, layer: str, variable: str = "") -> None:
@@ -69,7 +71,7 @@ class Emitter:
 
     def parameter(self, name: str, shape: Sequence[int], dtype: str) -> relax.Var:
         """A function parameter named after the model's input `name`."""
-        return relax.Var(self._unique(identifier(name)), relax.TensorType(list(shape), dtype))
+        return relax.Var(self._names.take(identifier(name)), relax.TensorType(list(shape), dtype))
 
     def constant(self, array: np.ndarray) -> relax.Expr:
         """A Relax constant; any floating type becomes float32. One array always gives the same constant."""
@@ -93,7 +95,7 @@ class Emitter:
             Tells apart the variables of one layer; the value a layer is known by has none.
         """
         expr = self._infer.normalize(self._flatten_arguments(expr))
-        var = relax.DataflowVar(self._unique(f"{self._base}_{suffix}" if suffix else self._base), expr.ty)
+        var = relax.DataflowVar(self._names.take(f"{self._base}_{suffix}" if suffix else self._base), expr.ty)
         self._bindings.append(relax.VarBinding(var, expr))
         self._values[var] = expr
         self._layer_of[var.name] = self.layer
@@ -107,14 +109,6 @@ class Emitter:
         """The call `var` is bound to when it is one of ``relax.<op_name>``, else None."""
         value = self.definition(var)
         return value if value is not None and is_relax_call(value) and value.op.name == f"relax.{op_name}" else None
-
-    def _unique(self, name: str) -> str:
-        candidate, count = name, 0
-        while candidate in self._names:
-            count += 1
-            candidate = f"{name}_{count}"
-        self._names.add(candidate)
-        return candidate
 
     def _flatten_arguments(self, expr):
         if is_relax_call(expr):
@@ -159,7 +153,7 @@ class Emitter:
         if len(results) == 1 and not is_tuple:
             body = results[0]
         else:
-            body = relax.Var(self._unique("outputs"), relax.Tuple(results).ty)
+            body = relax.Var(self._names.take("outputs"), relax.Tuple(results).ty)
             bindings.append(relax.VarBinding(body, relax.Tuple(results)))
         function = relax.Function(
             list(parameters), relax.SeqExpr([relax.DataflowBlock(bindings)], body), body.ty, is_pure=True

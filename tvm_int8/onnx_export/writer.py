@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 from tvm_int8.errors import ModelError
 from tvm_int8.passes.dataflow import Dataflow
 from tvm_int8.passes.expressions import Expr, Var, const_value, dtype_of, shape_of
+from tvm_int8.unique_names import UniqueNames
 
 OPSET = 20
 """The first with Gelu. Per-channel QuantizeLinear needs 13, Pad by wrapping 19."""
@@ -44,14 +45,14 @@ class OnnxWriter:
         self._inputs = [str(name) for name in attrs["input_names"]]
         self._outputs = [str(name) for name in attrs["output_names"]]
         self._layers = {str(name): str(layer) for name, layer in dict(attrs["layer_names"]).items()}
-        self._taken = {*self._inputs, *self._outputs}
-        self._taken_nodes: set[str] = set()
+        self._names = UniqueNames([*self._inputs, *self._outputs])
+        self._node_names = UniqueNames()
         self._tensors = dict(zip(flow.params, self._inputs, strict=True))
         for var, name in zip(flow.outputs, self._outputs, strict=True):
             self._tensors.setdefault(var, name)
         for binding in flow.bindings:
             if binding.var not in self._tensors:
-                self._tensors[binding.var] = _unique(binding.var.name, self._taken)
+                self._tensors[binding.var] = self._names.take(binding.var.name)
 
     @property
     def layer(self) -> str:
@@ -73,7 +74,7 @@ class OnnxWriter:
 
     def constant(self, array, role: str) -> str:
         """Add an initialiser and return its name."""
-        name = _unique(f"{self.var.name}_{role}", self._taken)
+        name = self._names.take(f"{self.var.name}_{role}")
         self._initializers[name] = numpy_helper.from_array(np.asarray(array), name)
         return name
 
@@ -94,11 +95,11 @@ class OnnxWriter:
             Whose value the node delivers; by default that of the binding being exported.
         """
         delivered = self.var if into is None else into
-        output = _unique(f"{self.var.name}_{suffix}", self._taken) if suffix else self._tensors[delivered]
+        output = self._names.take(f"{self.var.name}_{suffix}") if suffix else self._tensors[delivered]
         names = [given if isinstance(given, str) else "" if given is None else self.tensor(given) for given in inputs]
         while names and not names[-1]:
             names.pop()
-        label = _unique(name or (f"{self.layer}/{suffix}" if suffix else self.layer), self._taken_nodes)
+        label = self._node_names.take(name or (f"{self.layer}/{suffix}" if suffix else self.layer))
         self._nodes.append(helper.make_node(op_type, names, [output], label, **attributes))
         return output
 
@@ -125,7 +126,7 @@ class OnnxWriter:
         """Nodes for outputs that are inputs, or the same tensor as an earlier one."""
         pairs = [(self._tensors[var], name) for var, name in zip(self.flow.outputs, self._outputs, strict=True)]
         return [
-            helper.make_node("Identity", [source], [name], _unique(name, self._taken_nodes))
+            helper.make_node("Identity", [source], [name], self._node_names.take(name))
             for source, name in pairs
             if source != name
         ]
@@ -137,15 +138,6 @@ class OnnxWriter:
                 live.append(node)
                 needed.update(node.input)
         return live[::-1]
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    candidate, count = name, 0
-    while candidate in taken:
-        count += 1
-        candidate = f"{name}_{count}"
-    taken.add(candidate)
-    return candidate
 
 
 def _value_info(name: str, var: Var) -> onnx.ValueInfoProto:

@@ -76,14 +76,18 @@ class Lookup:
                     return Choice(record.template, record.knobs, f"tuned: {source.name}")
         return None
 
-    def time_us(self, spec: Spec) -> float | None:
-        """Return what the best kernel of a spec took when it was tuned for this very CPU; None where it was not."""
+    def times_us(self, spec: Spec) -> dict[str, float]:
+        """Return what the best kernel of a spec, tuned for this very target, took on each CPU that measured it.
+
+        Only times of one CPU compare: it is the key, as `Record.cpu` has it, those of the first source first.
+        """
         workload = Workload.of(_with_packed(spec), self.cpu.threads)
+        times: dict[str, float] = {}
         for source in self.sources:
             for record in source.records.get(workload, ()) if workload is not None else ():
                 if record.target == self.cpu.name:
-                    return record.time_us
-        return None
+                    times.setdefault(record.cpu, record.time_us)
+        return times
 
     def _is_usable(self, record: Record, spec: Spec) -> bool:
         rule = rule_of(record.template)
