@@ -25,16 +25,53 @@ def emit_padded_copy(source, tensor: Tensor, pads: tuple[int, int, int, int], pa
     with T.parallel(planes * padded_height) as task:
         plane, row = task // padded_height, task % padded_height
         base = task * (padded_width * block)
-        with T.If(T.And(row >= top, row < height + top)):
-            with T.Then():
-                _fill(target, base, left * block, dtype, pad_value)
-                _copy(
-                    target, base + left * block, source, (plane * height + row - top) * (width * block), width * block
-                )
-                _fill(target, base + (left + width) * block, right * block, dtype, pad_value)
-            with T.Else():
-                _fill(target, base, padded_width * block, dtype, pad_value)
+        _padded_row(target, base, source, tensor, plane, row - top, (left, right), pad_value)
     return target, padded_height, padded_width
+
+
+def emit_padded_rows(source, tensor: Tensor, image, rows, most: int, columns, pads: tuple[int, int, int], pad_value):
+    """Copy what a task needs of an image, of all its channel blocks, into a scratch tensor of whole padded rows.
+
+    Parameters
+    ----------
+    rows : (first, count)
+        Of the padded image, `most` at most. Those below the image are `pad_value`.
+    columns : callable
+        Takes a row of the padded image; returns the first of its pixels that is needed, and the one behind the last.
+    pads : (top, left, right)
+
+    Returns (scratch buffer, most, width). Serial.
+    """
+    (first, count), (top, left, right) = rows, pads
+    padded_width = tensor.shape[3] + left + right
+    target = scratch(tensor.channel_blocks * most * padded_width * tensor.block, tensor.dtype)
+    with T.serial(tensor.channel_blocks) as block, T.serial(count) as row:
+        base = T.Bind((block * most + row) * (padded_width * tensor.block))
+        plane = image * tensor.channel_blocks + block
+        y = T.Bind(first + row)
+        ends = [T.Bind(T.max(0, T.min(x - left, tensor.shape[3]))) for x in columns(y)]
+        _padded_row(target, base, source, tensor, plane, T.Bind(y - top), (left, right), pad_value, ends)
+    return target, most, padded_width
+
+
+def _padded_row(target, base, source, tensor: Tensor, plane, row, pads: tuple[int, int], pad_value, ends=None) -> None:
+    """A row of a plane with (left, right) padding; of padding alone where the plane has no such row.
+
+    `ends` are the first pixel that is copied and the one behind the last; without them all are.
+    """
+    (left, right), block, dtype = pads, tensor.block, target.dtype
+    _, _, height, width = tensor.shape
+    with T.If(T.And(row >= 0, row < height)):
+        with T.Then():
+            _fill(target, base, left * block, dtype, pad_value)
+            start, first = base + left * block, (plane * height + row) * (width * block)
+            if ends is None:
+                _copy(target, start, source, first, width * block)
+            else:
+                _copy_pixels(target, T.Bind(start), source, T.Bind(first), ends, block)
+            _fill(target, base + (left + width) * block, right * block, dtype, pad_value)
+        with T.Else():
+            _fill(target, base, (left + width + right) * block, dtype, pad_value)
 
 
 def _pieces(elements: int):
@@ -59,6 +96,17 @@ def _copy(target, base, source, source_base, elements: int) -> None:
         with T.serial(count) as i:
             found = load(source, source_base + offset + i * lanes, lanes)
             store(target, base + offset + i * lanes, convert(found, target.dtype, lanes), lanes)
+
+
+def _copy_pixels(target, base, source, source_base, ends, block: int) -> None:
+    """Those from one of a row to another, however many."""
+    first, behind = ends
+    count = T.Bind(behind - first)
+    for start, pieces, pixels in ((first, count // 4, 4), (behind - count % 4, count % 4, 1)):
+        with T.serial(pieces) as i:
+            at = T.Bind((start + i * pixels) * block)
+            found = load(source, source_base + at, pixels * block)
+            store(target, base + at, found, pixels * block)
 
 
 def emit_pixel_major_copy(data, tensor: Tensor, target_shape, before: tuple[int, int], pad_value, overhang: int):

@@ -59,6 +59,12 @@ class Blocking:
         """Blocks of an image."""
         return -(-self.total // self.tiles)
 
+    @property
+    def most_tile_rows(self) -> int:
+        """Rows of tiles, at most, in which a block has tiles."""
+        ends = ((first, min(first + self.tiles, self.total) - 1) for first in range(0, self.total, self.tiles))
+        return max(last // self.tile_columns - first // self.tile_columns + 1 for first, last in ends)
+
 
 def tile_counts(spec: WinogradConv2d) -> tuple[int, int]:
     """Tiles in a column and in a row of an image."""

@@ -1,5 +1,7 @@
 """WinogradConv2dRule: tiles, channels, borders, positions of 16 bits and epilogues, to the last bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,13 @@ def test_exact(case):
     spec = winograd_spec(**CASES[case])
     assert applicable(spec, NATIVE)[0].template == RULE.template
     assert_exact(RULE, spec, winograd_constants(spec), cpu=NATIVE)
+
+
+@pytest.mark.parametrize("case", ["mixed", "uneven padding", "batch", "many tiles", "float32"])
+def test_one_thread(case):
+    """Padding is a copy of all data there; on the two threads of the other tests, of what a block reads."""
+    spec = winograd_spec(**CASES[case])
+    assert_exact(RULE, spec, winograd_constants(spec), cpu=replace(NATIVE, threads=1))
 
 
 @pytest.mark.parametrize("mcpu", ["skylake-avx512", "haswell", "alderlake"])
