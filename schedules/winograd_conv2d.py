@@ -248,7 +248,8 @@ class _Builder:
         padded = any(self._pads())
         pads_blocks = padded and by_tiles and self.cpu.threads > 1
         if not pads_blocks:
-            self.source = _Source(*self._padded(data)) if padded else _Source(data, *self.data.shape[2:])
+            _, _, height, width = self.data.shape
+            self.source = _Source(*self._padded(data)) if padded else _Source(data, height, width)
         with (T.parallel if by_tiles else T.serial)(self.data.shape[0] * self.blocking.blocks) as task:
             self.image = T.Bind(task // self.blocking.blocks)
             self.first = T.Bind(task % self.blocking.blocks * self.blocking.tiles)

@@ -74,7 +74,7 @@ class Bench:
             return self.failure(candidate, str(result.error_msg))
         times, heuristic = ([float(second) for second in r.run_secs] for r in (result, beside))
         heuristic_us = _typical(heuristic) * 1e6
-        return self._record(candidate, _paired(times, heuristic) * heuristic_us, heuristic_us, len(times))
+        return self._record(candidate, relative_time(times, heuristic) * heuristic_us, heuristic_us, len(times))
 
     def failure(self, candidate: Candidate, error: str) -> Record:
         """The record of a candidate that has no times."""
@@ -95,6 +95,10 @@ def _typical(seconds: Sequence[float]) -> float:
     return float(np.percentile(seconds, 25))
 
 
-def _paired(seconds: Sequence[float], beside: Sequence[float]) -> float:
-    """Time relative to another candidate's, turn by turn: what slows a turn down slows both."""
-    return float(np.median([a / b for a, b in zip(seconds, beside, strict=False)]))
+def relative_time(seconds: Sequence[float], beside: Sequence[float]) -> float:
+    """Time relative to another candidate's, turn by turn: what slows a turn down slows both.
+
+    Unless one of a few turns was disturbed half-way: who was given up after them was slow on the whole, too.
+    """
+    paired = float(np.median([a / b for a, b in zip(seconds, beside, strict=False)]))
+    return paired if len(seconds) == len(beside) else max(paired, _typical(seconds) / _typical(beside))
