@@ -36,8 +36,10 @@ ROUNDING = 2.0
 """Of transformed data to 8 bits, in steps that fit their tile, per narrow position and vector of sixteen channels."""
 FLOAT_DATA = 2.0
 """How much longer data take in float32, sixteen lanes instead of 32."""
-WEIGHT_BYTES = 4.0
-"""Of weights, read per instruction: from L3 or memory, since until a layer's next turn others have been in L2."""
+FAR_BYTES = 4.0
+"""Of weights, read per instruction from L3 or memory."""
+NEAR_SHARE = 1 / 8
+"""Of L2, that a layer's weights may take to be there in its next turn: larger ones are those of large networks."""
 
 FIXED = 8000.0
 """Of a call by tiles, beyond that of a direct convolution: another copy, another buffer, loops that are begun."""
@@ -61,7 +63,7 @@ def _direct(spec: Conv2d, cpu: Cpu) -> float:
     integer = spec.inputs[0].dtype == "uint8"
     step = DIRECT_STEP[cpu.dot] * (TILES_OF_AMX if cpu.amx else 1) / 4 if integer else 512 / cpu.vector_bits
     size = taps * channels * out_blocks * LANES * (1 if integer else 4)
-    return vectors * (taps * channels * step + EPILOGUE) + size / WEIGHT_BYTES
+    return vectors * (taps * channels * step + EPILOGUE) + _reading(size, cpu)
 
 
 def _winograd(spec: WinogradConv2d, cpu: Cpu) -> float:
@@ -81,12 +83,17 @@ def _winograd(spec: WinogradConv2d, cpu: Cpu) -> float:
     size = (positions + wide) * in_blocks * out_blocks * LANES**2 * (1 if integer else 4)
     epilogue = n * height * width * out_blocks * EPILOGUE
     fixed = FIXED + (FIXED_MIXED if 0 < wide < positions else 0.0)
-    return tiles * (products * out_blocks + transforms) + epilogue + fixed + size / WEIGHT_BYTES
+    return tiles * (products * out_blocks + transforms) + epilogue + fixed + _reading(size, cpu)
 
 
 def _blocks(spec: Conv2d) -> tuple[int, int]:
     """Of sixteen channels, of data and of results, wherever these will lie."""
     return -(-spec.inputs[0].shape[1] // LANES), -(-spec.result.shape[1] // LANES)
+
+
+def _reading(weight_bytes: int, cpu: Cpu) -> float:
+    """What it costs to read weights as far as L2 does not keep them."""
+    return max(0.0, weight_bytes - NEAR_SHARE * cpu.l2_bytes) / FAR_BYTES
 
 
 def fastest(specs: Sequence[Conv2d], cpu: Cpu, measured: Measured = lambda spec: {}) -> int:
