@@ -51,7 +51,7 @@ def _rewrite(binding, value: Expr, new: Rebuilder) -> Expr | None:
 def _bias(call: Expr, shape: tuple[int, ...]) -> np.ndarray | None:
     """The constant per channel that `call` adds to a tensor of that shape."""
     value = const_value(call.args[1]) if op_name(call) == "add" else None
-    if value is None or shape_of(call) != shape:
+    if value is None or len(shape) != 4 or shape_of(call) != shape:
         return None
     aligned = (1,) * (4 - value.ndim) + value.shape
     return value.reshape(-1) if aligned == (1, shape[1], 1, 1) else None

@@ -23,7 +23,7 @@ class Step:
 def joined(steps: Sequence[Step], inputs: int) -> Program:
     """One program of all steps, of which each but the last has one output; parameters are inputs, then last outputs.
 
-    Stages must not be shared between steps: read a function anew for every call.
+    Steps may be of the same function. Stages must not be shared between them: read a function anew for every call.
     """
     given: list[Var | None] = [None] * inputs
     results: list[Var] = []
@@ -36,21 +36,35 @@ def joined(steps: Sequence[Step], inputs: int) -> Program:
         for param, source in zip(params[:count], step.sources, strict=True):
             if source >= 0:
                 names[param] = results[source]
-            elif given[-1 - source] is None:
-                given[-1 - source] = param
-            else:
+            elif given[-1 - source] is not None:
                 names[param] = given[-1 - source]
+            elif _is_among(param, given):  # of an earlier step of the same function
+                given[-1 - source] = names[param] = _another(param)
+            else:
+                given[-1 - source] = param
         outputs = params[count:]
         if number < len(steps) - 1:
             (result,) = outputs
-            temps.append(tirx.decl_buffer(shape_of(result), str(result.ty.dtype), str(result.name)))
-            names[result] = temps[-1]
-            results.append(temps[-1])
+            names[result] = _another(result)
+            temps.append(names[result])
+            results.append(names[result])
         else:
             results.append(outputs[0])
-        temps += step.program.temps
+        for temp in step.program.temps:
+            if _is_among(temp, temps):
+                names[temp] = _another(temp)
+            temps.append(names.get(temp, temp))
         stages += [_renamed(stage, names) for stage in step.program.stages]
     return Program((*given, *outputs), temps, stages)
+
+
+def _is_among(buffer: Var, others: Sequence[Var | None]) -> bool:
+    return any(other is not None and buffer.same_as(other) for other in others)
+
+
+def _another(buffer: Var) -> Var:
+    """A buffer of the same shape and type."""
+    return tirx.decl_buffer(shape_of(buffer), str(buffer.ty.dtype), str(buffer.name))
 
 
 def _renamed(stage: Stage, names: dict[Var, Var]) -> Stage:

@@ -130,6 +130,19 @@ def n_ary(ctx, node: Node, *values: Value) -> relax.Var | Value:
     return result
 
 
+@onnx_op("IsInf")
+def is_inf(ctx, node: Node, x: Value) -> relax.Var:
+    """Which elements are infinite; of one sign only, if the node says so."""
+    x, sides = ctx.expr(x), []
+    if node.get("detect_positive", 1):
+        sides.append(op.equal(x, ctx.scalar(np.inf)))
+    if node.get("detect_negative", 1):
+        sides.append(op.equal(x, ctx.scalar(-np.inf)))
+    if not sides:
+        return ctx.emit(op.not_equal(op.isnan(x), op.isnan(x)))
+    return ctx.emit(op.logical_or(*sides) if len(sides) == 2 else sides[0])
+
+
 @onnx_op("Where")
 def where(ctx, node: Node, condition: Value, a: Value, b: Value) -> relax.Var:
     """Choose by a condition."""

@@ -15,6 +15,8 @@ from .emitter import dtype_of, substitute
 from .onnx_registry import MICROSOFT, Node
 
 ONNX_ONLY_AT_RUN_TIME = {"NonZero", "Unique", "Compress", "NonMaxSuppression", "Loop", "Scan", "StringSplit"}
+_ONLY = {("RoiAlign", "mode"): "avg", ("SplitToSequence", "keepdims"): 1}
+"""Of attributes that TVM's converters do not look at, or not rightly: the value that they stand for."""
 _MICROSOFT_CONVERTERS = {"FastGelu", "BiasGelu", "SkipLayerNormalization", "EmbedLayerNormalization"}
 
 
@@ -33,6 +35,9 @@ def convert_with_tvm(ctx, node: Node, inputs) -> list[relax.Var]:
     ModelError
         The converter needs a kernel of its own (the canonical module has Relax operators only).
     """
+    for (op_type, attribute), known in _ONLY.items():
+        if node.op_type == op_type and node.get(attribute, known) != known:
+            raise node.error(f"has {attribute} {node.get(attribute)!r}", f"{attribute} {known!r}")
     module, arguments = _convert_alone(ctx, node, inputs)
     function = module["main"]
     if len(module.functions) > 1:

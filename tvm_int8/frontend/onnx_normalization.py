@@ -84,6 +84,16 @@ def layer_normalization(ctx, node: Node, x: Value, scale: Value, bias: Value | N
     return out
 
 
+@onnx_op("RMSNormalization")
+def rms_normalization(ctx, node: Node, x: Value, scale: Value) -> relax.Var:
+    """RMSNormalization over the axes from `axis` on: divided by the root of the mean square."""
+    shape, x = ctx.shape(x), ctx.expr(x)
+    axes = list(range(node.axis(len(shape), -1), len(shape)))
+    mean_square = op.mean(op.multiply(x, x), axes, keepdims=True)
+    root = op.sqrt(op.add(mean_square, ctx.scalar(float(node.get("epsilon", 1e-5)))))
+    return ctx.emit(op.multiply(ctx.emit(op.divide(x, root), "normalized"), ctx.expr(scale)))
+
+
 @onnx_op("MeanVarianceNormalization")
 def mean_variance_normalization(ctx, node: Node, x: Value) -> relax.Var:
     """MeanVarianceNormalization; ONNX adds 1e-9 to the deviation."""
