@@ -35,7 +35,7 @@ def lower_and_build(
     planned : IRModule
         What the code generator was given, memory planned, for inspection.
     """
-    lowered = pipeline.lower(cpu, choose, tiles)(mod)
+    lowered = _lower(mod, cpu, choose, tiles)
     rows = kernel_rows(lowered)
     executable, planned = generate_code(lowered, target)
     return executable, rows, planned
@@ -47,12 +47,23 @@ def generate_code(lowered: tvm.IRModule, target: tvm.target.Target):
         planned = pipeline.to_executable()(lowered)
         return compile_planned(planned, target), planned
     except Exception as error:  # LLVM and the Relax code generator raise whatever they like
-        raise TvmInt8Error(
-            "code generation",
-            f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}",
-            "code that compiles",
-            "report this with the model; quantization=None or another target may work meanwhile",
-        ) from error
+        raise _failure("code generation", error) from error
+
+
+def _lower(mod: tvm.IRModule, cpu: Cpu, choose: Choose, tiles: tvm.transform.Pass | None) -> tvm.IRModule:
+    try:
+        return pipeline.lower(cpu, choose, tiles)(mod)
+    except TvmInt8Error:
+        raise
+    except Exception as error:  # and so do TVM's own lowerings of operators, of types that they do not know, say
+        raise _failure("lowering", error) from error
+
+
+def _failure(stage: str, error: Exception) -> TvmInt8Error:
+    lines = str(error).strip().splitlines() or [""]
+    found = f"{type(error).__name__}: {lines[-1][:300]}"
+    action = "report this with the model; quantization=None or another target may work meanwhile"
+    return TvmInt8Error(stage, found, "code that compiles", action)
 
 
 def compile_planned(planned: tvm.IRModule, target: tvm.target.Target):

@@ -17,15 +17,29 @@ import pytest
 import tvm_int8
 from tvm_int8.errors import ModelError
 
-OPERATORS = """
-    Abs Add ArgMax ArgMin AveragePool BatchNormalization Ceil Celu Clip Concat Conv ConvTranspose DepthToSpace Div Elu Equal Erf
-    Exp Flatten Floor Gelu Gemm GlobalAveragePool GlobalMaxPool GroupNormalization HardSigmoid HardSwish
-    InstanceNormalization IsInf IsNaN LRN LayerNormalization LeakyRelu LogSoftmax LpNormalization MatMul Max MaxPool
-    Mean MeanVarianceNormalization Min Mish Mul Neg PRelu Pad QLinearConv ReduceMax ReduceMean ReduceMin ReduceSum
-    ReduceL2 Reciprocal Relu Reshape Resize RMSNormalization Round Selu Sigmoid Sign Slice Softmax Softplus Softsign
-    SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tanh ThresholdedRelu Tile TopK Transpose Unsqueeze Upsample Where
-""".split()
-REFUSED = {}
+OPERATORS = [
+    "Abs", "Add", "ArgMax", "ArgMin", "AveragePool", "BatchNormalization", "Ceil", "Celu", "Clip", "Concat", "Conv",
+    "ConvTranspose", "DepthToSpace", "Div", "Elu", "Equal", "Erf", "Exp", "Flatten", "Floor", "Gelu", "Gemm",
+    "GlobalAveragePool", "GlobalMaxPool", "GroupNormalization", "HardSigmoid", "HardSwish", "InstanceNormalization",
+    "IsInf", "IsNaN", "LRN", "LayerNormalization", "LeakyRelu", "LogSoftmax", "LpNormalization", "MatMul", "Max",
+    "MaxPool", "Mean", "MeanVarianceNormalization", "Min", "Mish", "Mul", "Neg", "PRelu", "Pad", "QLinearConv",
+    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceL2", "Reciprocal", "Relu", "Reshape", "Resize",
+    "RMSNormalization", "Round", "Selu", "Sigmoid", "Sign", "Slice", "Softmax", "Softplus", "Softsign",
+    "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Swish", "Tanh", "ThresholdedRelu", "Tile", "TopK",
+    "Transpose", "Unsqueeze", "Upsample", "Where",
+]  # fmt: skip
+REFUSED = (
+    "is in training mode",
+    "has 3 spatial axes",
+    "has dtype string",
+    "output 'z' is used",  # indices of MaxPool
+    "is symbolic",  # written so for dimensions of 0
+    "has no elements",
+    "uint64",  # TopK
+)
+"""Reasons not to compile a case."""
+UNLIKE_ONNX_RUNTIME = [f"test_resize_downsample_scales_{mode}_align_corners" for mode in ("linear", "cubic")]
+"""Cases that ONNX Runtime reads differently, as this frontend does: corners of whole pixels are aligned."""
 NOT_FLOAT32 = ("bfloat16",)
 """Types of inputs that NumPy does not have: a caller converts them."""
 
@@ -41,7 +55,8 @@ def cases() -> dict[str, list]:
     found: dict[str, list] = {}
     for case in every:
         operators = [node.op_type for node in case.model.graph.node]
-        if len(operators) == 1 and not any(name in case.name for name in NOT_FLOAT32):
+        unusual = case.name in UNLIKE_ONNX_RUNTIME or any(name in case.name for name in NOT_FLOAT32)
+        if len(operators) == 1 and not unusual:
             found.setdefault(operators[0], []).append(case)
     return found
 
@@ -78,7 +93,7 @@ def test_operator(operator):
             np.testing.assert_allclose(
                 found[value.name].astype(np.float64), np.asarray(expected, np.float64), 1e-3, 1e-5, err_msg=case.name
             )
-    assert {name: text for name, text in refused.items() if name not in REFUSED} == {}
+    assert {name: text for name, text in refused.items() if not any(reason in text for reason in REFUSED)} == {}
     assert len(refused) < len(cases()[operator])
 
 

@@ -107,6 +107,25 @@ def test_names():
     assert list(functions(alone)) == ["softmax"]
 
 
+def test_calls_of_one_function_keep_inputs_of_their_own():
+    """Two of one shape become one function of TVM's, whose parameters are then the same in both steps."""
+
+    def body(emit, x, y, z):
+        largest = emit(op.maximum(emit(op.maximum(x, y), "first"), z), "second")
+        whole = emit(op.astype(largest, "int32"), "whole")
+        return emit(op.power(op.astype(whole, "float32"), op.astype(op.astype(z, "int32"), "float32")), "power")
+
+    after = scheduled(body, x=(30,), y=(30,), z=(30,))
+    assert len(functions(after)) == 1
+
+
+def test_functions_with_room_of_their_own_can_come_twice():
+    def body(emit, x, y):
+        return emit(op.nn.softmax(emit(op.multiply(emit(op.nn.softmax(x, -1), "a"), y), "b"), -1), "c")
+
+    scheduled(body, x=(3, 40), y=(3, 40))
+
+
 def test_a_value_needed_twice_or_returned_is_not_fused():
     def body(emit, x):
         root = emit(op.sqrt(op.abs(x)), "root")

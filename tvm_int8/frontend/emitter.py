@@ -14,6 +14,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from ..errors import ModelError
 from ..unique_names import UniqueNames
 
 _FLOATS_TO_FLOAT32 = {"float16", "float64", "bfloat16"}
@@ -147,8 +148,17 @@ class Emitter:
             The model's own names of both, for the function's attributes.
         is_tuple : bool
             Return a tuple even for a single output.
+
+        Raises
+        ------
+        ModelError
+            An output has no elements.
         """
-        outputs = [self._bound(value) for value in outputs]
+        outputs, output_names = [self._bound(value) for value in outputs], list(output_names)
+        for name, value in zip(output_names, outputs, strict=False):
+            if 0 in shape_of(value):
+                found = f"has no elements (shape {tuple(shape_of(value))})"
+                raise ModelError(f"output '{name}'", found, "one or more", "leave it out of the model")
         bindings, results = _as_outputs(self._live(outputs), outputs)
         if len(results) == 1 and not is_tuple:
             body = results[0]

@@ -38,6 +38,8 @@ def convert_with_tvm(ctx, node: Node, inputs) -> list[relax.Var]:
     for (op_type, attribute), known in _ONLY.items():
         if node.op_type == op_type and node.get(attribute, known) != known:
             raise node.error(f"has {attribute} {node.get(attribute)!r}", f"{attribute} {known!r}")
+    if node.op_type == "TopK" and (dtype := ctx.dtype(inputs[0])) in ("uint32", "uint64"):
+        raise node.error(f"sorts {dtype}", "float32 or a signed integer type")
     module, arguments = _convert_alone(ctx, node, inputs)
     function = module["main"]
     if len(module.functions) > 1:

@@ -43,6 +43,15 @@ def normalize(ctx, x, axes: list[int], epsilon: float) -> relax.Var:
     return ctx.emit(op.divide(centred, deviation), "normalized")
 
 
+def _statistics(ctx, x, axes: list[int], epsilon: float) -> list[relax.Var]:
+    """Mean and inverse deviation over `axes`, which are kept."""
+    mean = ctx.emit(op.mean(x, axes, keepdims=True), "mean")
+    centred = op.subtract(x, mean)
+    variance = op.mean(op.multiply(centred, centred), axes, keepdims=True)
+    deviation = op.sqrt(op.add(variance, ctx.scalar(epsilon)))
+    return [mean, ctx.emit(op.divide(ctx.scalar(1.0), deviation), "inverse_deviation")]
+
+
 def _scale_and_shift(ctx, x, scale, bias, shape) -> relax.Var:
     for name, value, apply in (("scale", scale, op.multiply), ("shift", bias, op.add)):
         if value is not None:
@@ -73,15 +82,16 @@ def group_normalization(ctx, node: Node, x: Value, scale: Value, bias: Value) ->
 
 
 @onnx_op("LayerNormalization")
-def layer_normalization(ctx, node: Node, x: Value, scale: Value, bias: Value | None = None) -> relax.Var:
-    """LayerNormalization over the axes from `axis` on."""
+def layer_normalization(ctx, node: Node, x: Value, scale: Value, bias: Value | None = None) -> list[relax.Var]:
+    """LayerNormalization over the axes from `axis` on; mean and inverse deviation where the model asks for them."""
     shape = ctx.shape(x)
-    axis = node.axis(len(shape), -1)
-    out = normalize(ctx, ctx.expr(x), list(range(axis, len(shape))), float(node.get("epsilon", 1e-5)))
+    axes, epsilon = list(range(node.axis(len(shape), -1), len(shape))), float(node.get("epsilon", 1e-5))
+    statistics = _statistics(ctx, ctx.expr(x), axes, epsilon) if any(node.outputs[1:]) else []
+    out = normalize(ctx, ctx.expr(x), axes, epsilon)
     for name, value, apply in (("scale", scale, op.multiply), ("shift", bias, op.add)):
         if value is not None:
             out = ctx.emit(apply(out, ctx.expr(value)), name)
-    return out
+    return [out, *statistics]
 
 
 @onnx_op("RMSNormalization")

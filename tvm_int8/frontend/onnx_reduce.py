@@ -42,6 +42,9 @@ def reduce(ctx, node: Node, x: Value, axes: Value | None = None) -> relax.Var | 
     keepdims = bool(node.get("keepdims", 1))
     if node.op_type == "ReduceMean":
         return mean(ctx, ctx.expr(x), chosen, keepdims)
+    if ctx.dtype(x) == "bool":  # any, all
+        reduced = _REDUCTIONS[node.op_type](op.astype(ctx.expr(x), "uint8"), chosen, keepdims)
+        return ctx.emit(op.astype(reduced, "bool"))
     return ctx.emit(_REDUCTIONS[node.op_type](ctx.expr(x), chosen, keepdims))
 
 
