@@ -239,8 +239,10 @@ class _Builder:
 
         span = T.Bind(first_row * rows), T.Bind((last_row - first_row + 1) * rows + 2)
         most, pads = blocking.most_tile_rows * rows + 2, (top, left, right)
-        copied = emit_padded_rows(data, self.data, self.image, span, most, ends, pads, self.spec.pad_value)
-        return _Source(*copied, first_row)
+        buffer, height, width = emit_padded_rows(
+            data, self.data, self.image, span, most, ends, pads, self.spec.pad_value
+        )
+        return _Source(buffer, height, width, first_row)
 
     def _emit_blocks(self, data) -> None:
         by_tiles = self.knobs["parallel"] == "tiles"
