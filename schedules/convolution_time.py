@@ -36,8 +36,8 @@ ROUNDING = 2.0
 """Of transformed data to 8 bits, in steps that fit their tile, per narrow position and vector of sixteen channels."""
 FLOAT_DATA = 2.0
 """How much longer data take in float32, sixteen lanes instead of 32."""
-FAR_BYTES = 4.0
-"""Of weights, read per instruction from L3 or memory."""
+WEIGHT_BYTES = 4.0
+"""Of weights, read per instruction in a network: fewer than in a kernel that runs alone."""
 NEAR_SHARE = 1 / 8
 """Of L2, that a layer's weights may take to be there in its next turn: larger ones are those of large networks."""
 
@@ -93,7 +93,7 @@ def _blocks(spec: Conv2d) -> tuple[int, int]:
 
 def _reading(weight_bytes: int, cpu: Cpu) -> float:
     """What it costs to read weights as far as L2 does not keep them."""
-    return max(0.0, weight_bytes - NEAR_SHARE * cpu.l2_bytes) / FAR_BYTES
+    return max(0.0, weight_bytes - NEAR_SHARE * cpu.l2_bytes) / WEIGHT_BYTES
 
 
 def fastest(specs: Sequence[Conv2d], cpu: Cpu, measured: Measured = lambda spec: {}) -> int:

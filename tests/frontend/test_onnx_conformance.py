@@ -98,5 +98,19 @@ def test_operator(operator):
     assert len(refused) < len(cases()[operator])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("operator", "name", "reason"), [
+    ("RoiAlign", "test_roialign_mode_max", "has mode 'max'"),
+    ("SplitToSequence", "test_split_to_sequence_nokeepdims", "has keepdims 0"),
+    ("TopK", "test_top_k_uint64", "sorts uint64"),
+    ("Slice", "test_slice_start_out_of_bounds", "has no elements"),
+])  # fmt: skip
+def test_what_would_be_wrong_is_refused(operator, name, reason):
+    (case,) = (case for case in cases()[operator] if case.name == name)
+    with pytest.raises(ModelError, match=reason):
+        compiled(case.model, case.data_sets[0][0])
+
+
+@pytest.mark.slow
 def test_cases_are_those_of_the_installed_onnx():
-    assert onnx.__version__ and set(OPERATORS) <= set(cases())
+    assert set(OPERATORS) <= set(cases())

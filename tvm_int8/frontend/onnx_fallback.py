@@ -15,8 +15,8 @@ from .emitter import dtype_of, substitute
 from .onnx_registry import MICROSOFT, Node
 
 ONNX_ONLY_AT_RUN_TIME = {"NonZero", "Unique", "Compress", "NonMaxSuppression", "Loop", "Scan", "StringSplit"}
-_ONLY = {("RoiAlign", "mode"): "avg", ("SplitToSequence", "keepdims"): 1}
-"""Of attributes that TVM's converters do not look at, or not rightly: the value that they stand for."""
+_ASSUMED = {("RoiAlign", "mode"): "avg", ("SplitToSequence", "keepdims"): 1}
+"""Of attributes that TVM's converters do not look at, or not rightly: the value that they assume."""
 _MICROSOFT_CONVERTERS = {"FastGelu", "BiasGelu", "SkipLayerNormalization", "EmbedLayerNormalization"}
 
 
@@ -33,13 +33,10 @@ def convert_with_tvm(ctx, node: Node, inputs) -> list[relax.Var]:
     Raises
     ------
     ModelError
-        The converter needs a kernel of its own (the canonical module has Relax operators only).
+        The converter needs a kernel of its own (the canonical module has Relax operators only), or would get the node
+        wrong.
     """
-    for (op_type, attribute), known in _ONLY.items():
-        if node.op_type == op_type and node.get(attribute, known) != known:
-            raise node.error(f"has {attribute} {node.get(attribute)!r}", f"{attribute} {known!r}")
-    if node.op_type == "TopK" and (dtype := ctx.dtype(inputs[0])) in ("uint32", "uint64"):
-        raise node.error(f"sorts {dtype}", "float32 or a signed integer type")
+    _check(ctx, node, inputs)
     module, arguments = _convert_alone(ctx, node, inputs)
     function = module["main"]
     if len(module.functions) > 1:
@@ -56,6 +53,15 @@ def convert_with_tvm(ctx, node: Node, inputs) -> list[relax.Var]:
     if not isinstance(result.ty, relax.TupleType):
         return [result]
     return [ctx.emit(relax.TupleGetItem(result, index), f"out{index}") for index in range(len(result.ty.fields))]
+
+
+def _check(ctx, node: Node, inputs) -> None:
+    """Refuse what TVM's converters would import as something else, or as what cannot be run."""
+    for (op_type, attribute), value in _ASSUMED.items():
+        if node.op_type == op_type and node.get(attribute, value) != value:
+            raise node.error(f"has {attribute} {node.get(attribute)!r}", f"{attribute} {value!r}")
+    if node.op_type == "TopK" and (dtype := ctx.dtype(inputs[0])) in ("uint32", "uint64"):
+        raise node.error(f"sorts {dtype}", "float32 or a signed integer type")
 
 
 def _convert_alone(ctx, node: Node, inputs):
