@@ -426,3 +426,14 @@ def test_nothing_is_printed_and_nothing_warned_about(model, data, capfd):
         warnings.simplefilter("error")
         tvm_int8.compile(model, calibration=data)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_lowering_that_fails_is_one_clear_error(monkeypatch):
+    def lower(*_):
+        raise RuntimeError("Trace of TVM\nwhat it means: no such type")
+
+    monkeypatch.setattr("tvm_int8.pipeline.lower", lower)
+    net = Network(x=(1, 16, 8, 8))
+    model = net.finish(net.relu("x"))
+    with pytest.raises(TvmInt8Error, match="lowering: RuntimeError: what it means: no such type"):
+        tvm_int8.compile(model, quantization=None, progress=False)
